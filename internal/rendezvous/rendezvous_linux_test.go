@@ -1,0 +1,210 @@
+package rendezvous_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/rendezvous"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+func init() {
+	processes["find-read-only"] = processFindReadOnly
+}
+
+// fill connects to path until the backlog is full, which only Linux tells apart
+// from nobody listening.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	for {
+		c, err := net.Dial("unix", path)
+		if errors.Is(err, syscall.EAGAIN) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+}
+
+func TestFullBacklogIsAnOwnerThatIsNotReached(t *testing.T) {
+	leak.Check(t)
+	path := filepath.Join(tempDir(t), "control.sock")
+	mustClaim(t, rendezvous.Place{Path: path, Backlog: 1})
+	fill(t, path)
+	before := tree(t, filepath.Dir(path))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	_, _, err := rendezvous.Find(afterAttempts(ctx, 20, cancel), rendezvous.Place{Path: path})
+	if !errors.Is(err, rendezvous.ErrOwnerUnknown) || !errors.Is(err, syscall.EAGAIN) || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err != nil && !strings.Contains(err.Error(), "backlog is full") {
+		t.Errorf("%q does not say why", err)
+	}
+	if _, _, err := rendezvous.Open(deadline(t), rendezvous.Place{Path: path}); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("opened over it: %v", err)
+	}
+	wantSame(t, before, tree(t, filepath.Dir(path)))
+}
+
+func TestFullBacklogIsTriedAgain(t *testing.T) {
+	leak.Check(t)
+	path := filepath.Join(tempDir(t), "control.sock")
+	claim := mustClaim(t, rendezvous.Place{Path: path, Backlog: 1})
+	l, err := scm.NewListener(claim.Listener())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	fill(t, path)
+	var served atomic.Bool
+	ctx := afterAttempts(deadline(t), 20, func() {
+		if served.Swap(true) {
+			return
+		}
+		if c, err := l.Accept(); err != nil {
+			t.Error(err)
+		} else {
+			c.Close()
+		}
+	})
+	conn, again, err := rendezvous.Find(ctx, rendezvous.Place{Path: path})
+	if err != nil || again != nil {
+		t.Fatalf("got %v, %v", again, err)
+	}
+	conn.Close()
+	if !served.Load() {
+		t.Error("the backlog was not full")
+	}
+}
+
+// A whole handoff of the place between processes that did not start each other.
+func TestClaimTravelsOverItsOwnSocket(t *testing.T) {
+	leak.Check(t)
+	path := filepath.Join(tempDir(t), "control.sock")
+	predecessor := start(t, "hand-over", plain(path))
+	if got := predecessor.line(); got != "claimed" {
+		t.Fatal(got)
+	}
+	before := tree(t, filepath.Dir(path))
+	conn := mustReach(t, path)
+	defer conn.Close()
+	payload, fds, err := conn.Receive(deadline(t), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim, err := rendezvous.Adopt(rendezvous.Place{Path: path}, parseIdentity(t, payload), fds[0], fds[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer claim.Release()
+	predecessor.kill()
+
+	if got := start(t, "find", plain(path)).line(); got != "connected" {
+		t.Errorf("after the predecessor's end a starter says %s", got)
+	}
+	wantSame(t, before, tree(t, filepath.Dir(path)))
+	if err := claim.Unlink(); err != nil {
+		t.Error(err)
+	}
+	if got := start(t, "find", plain(path)).line(); got != "claimed" {
+		t.Errorf("after the owner's end a starter says %s", got)
+	}
+}
+
+func init() {
+	processes["hand-over"] = processHandOver
+}
+
+func processHandOver(args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), generous)
+	defer cancel()
+	_, claim, err := rendezvous.Find(ctx, placeOf(args))
+	fmt.Println(outcome(false, claim != nil, err))
+	l, err := scm.NewListener(claim.Listener())
+	if err != nil {
+		panic(err)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		panic(err)
+	}
+	id := claim.Identity()
+	payload := fmt.Sprintf("%s %s %d %d %d", id.Path, id.Bound, id.Dev, id.Ino, id.Backlog)
+	if err := conn.Send(ctx, []byte(payload), claim.Listener(), claim.Lock()); err != nil {
+		panic(err)
+	}
+	select {} // until it is killed
+}
+
+func parseIdentity(t *testing.T, payload []byte) (id rendezvous.Identity) {
+	t.Helper()
+	if _, err := fmt.Sscan(string(payload), &id.Path, &id.Bound, &id.Dev, &id.Ino, &id.Backlog); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func TestReadOnlyMount(t *testing.T) {
+	needRoot(t)
+	tests := []struct {
+		name    string
+		prepare func(t *testing.T, path string)
+		want    string
+	}{
+		{"a living owner is reached", func(t *testing.T, path string) {
+			mustClaim(t, rendezvous.Place{Path: path})
+		}, "connected"},
+		{"an empty place cannot be claimed", func(*testing.T, string) {}, "read-only"},
+		{"a stale place cannot be claimed", func(t *testing.T, path string) {
+			makeStale(t, path)
+			writeFile(t, path+".lock")
+		}, "read-only"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			leak.Check(t)
+			path := filepath.Join(tempDir(t), "control.sock")
+			tt.prepare(t, path)
+			before := tree(t, filepath.Dir(path))
+			got := start(t, "find-read-only", plain(path), func(cmd *exec.Cmd) {
+				cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNS
+			}).line()
+			if strings.HasPrefix(got, "no mount") {
+				t.Skip(got)
+			}
+			if !strings.Contains(got, tt.want) {
+				t.Errorf("%q does not say %q", got, tt.want)
+			}
+			wantSame(t, before, tree(t, filepath.Dir(path)))
+		})
+	}
+}
+
+// processFindReadOnly runs in a mount namespace of its own, where it mounts the
+// directory over itself, read-only.
+func processFindReadOnly(args []string) {
+	dir := filepath.Dir(args[0])
+	err := errors.Join(
+		syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
+		syscall.Mount(dir, dir, "", syscall.MS_BIND, ""),
+		syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""),
+	)
+	if err != nil {
+		fmt.Println("no mount in a namespace: ", err)
+		os.Exit(0)
+	}
+	processFind(args)
+}

@@ -1,0 +1,23 @@
+package scm
+
+import "golang.org/x/sys/unix"
+
+func domainAndProtocol(fd int, sa unix.Sockaddr) (domain, protocol int) {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		domain = domainOf(sa)
+	}
+	protocol, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		protocol = 0
+	}
+	return domain, protocol
+}
+
+func cookie(fd int) uint64 {
+	v, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return v
+}

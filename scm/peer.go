@@ -1,0 +1,83 @@
+package scm
+
+import (
+	"fmt"
+	"os"
+	"sync"
+)
+
+// Peer is the process at the other end of a connection, as the kernel recorded
+// it: at connect(2) for the one that accepted, at listen(2) for the one that
+// dialled. It may have passed the socket on since.
+//
+// All methods may be called concurrently.
+type Peer struct {
+	// UID and GID are the effective ones, mapped into this user namespace.
+	UID, GID uint32
+
+	// PID is 0 where it is unknown: the system does not say, or the process lives
+	// in a pid namespace that this one cannot see. A number may have been reused;
+	// Exited may not.
+	PID int
+
+	// Groups are the supplementary groups, nil where the system does not say.
+	// SO_PEERGROUPS, Linux 4.13.
+	Groups []uint32
+
+	mu     sync.Mutex
+	pidfd  *os.File // nil where the kernel gives none, and after Close
+	exited chan struct{}
+	done   chan struct{} // closed when the waiting goroutine has ended; nil if none was started
+}
+
+// Unmapped reports whether UID is the kernel's overflow uid, which stands for
+// every user without a mapping in this user namespace, user_namespaces(7). It
+// identifies nobody and must never be taken for a match.
+func (p *Peer) Unmapped() bool { return overflowUID(p.UID) }
+
+// Exited returns a channel that is closed when the process has exited, whoever
+// holds its sockets now. The kernel tells through SO_PEERPIDFD, Linux 6.5; where
+// it cannot, or if Close came first, the channel is nil. Close ends the watch
+// without closing the channel.
+func (p *Peer) Exited() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.exited == nil && p.pidfd != nil {
+		p.exited = make(chan struct{})
+		p.done = make(chan struct{})
+		go p.watch(p.pidfd, p.exited, p.done)
+	}
+	return p.exited
+}
+
+func (p *Peer) watch(pidfd *os.File, exited, done chan struct{}) {
+	defer close(done)
+	if awaitExit(pidfd) == nil {
+		close(exited)
+	}
+}
+
+// Close releases what Exited needs, and waits for its goroutine. Further calls
+// return nil.
+func (p *Peer) Close() error {
+	p.mu.Lock()
+	pidfd, done := p.pidfd, p.done
+	p.pidfd = nil
+	p.mu.Unlock()
+	var err error
+	if pidfd != nil {
+		err = pidfd.Close()
+	}
+	if done != nil {
+		<-done
+	}
+	return err
+}
+
+// String gives the numbers for a log: "pid 12, uid 0, gid 0".
+func (p *Peer) String() string {
+	if p.PID == 0 {
+		return fmt.Sprintf("pid unknown, uid %d, gid %d", p.UID, p.GID)
+	}
+	return fmt.Sprintf("pid %d, uid %d, gid %d", p.PID, p.UID, p.GID)
+}

@@ -1,0 +1,3 @@
+package scm
+
+const descriptorDir = "/proc/self/fd"
