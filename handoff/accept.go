@@ -1,0 +1,322 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// This file is the door of the control socket: everything from accept(2) to
+// the point where a client is a controller with a request or a candidate whose
+// attempt begins.
+
+// accept hands each connection to a goroutine of its own, so that nobody is
+// delayed by another.
+func (s *Server) accept(l *scm.Listener) {
+	for {
+		conn, err := l.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			s.log.Error("accepting on the control socket failed: trying again", "err", err)
+			if !s.pauseAccept(l) {
+				return
+			}
+		case !s.track(conn):
+			_ = conn.Close()
+		default:
+			go func() {
+				defer s.wg.Done()
+				s.handle(conn)
+			}()
+		}
+	}
+}
+
+// pauseAccept waits a moment after an error such as EMFILE, for which there is
+// no event, and reports whether l is still the one to accept from.
+func (s *Server) pauseAccept(l *scm.Listener) bool {
+	timer := time.NewTimer(100 * time.Millisecond)
+	defer timer.Stop()
+	for {
+		s.mu.Lock()
+		changed, current := s.changed, s.control == l
+		s.mu.Unlock()
+		if !current {
+			return false
+		}
+		select {
+		case <-timer.C:
+			return true
+		case <-changed:
+		}
+	}
+}
+
+// track counts a connection that is served, and reports whether it may be.
+func (s *Server) track(conn frames) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd == nil || len(s.conns) >= maxConnections {
+		s.log.Warn("a connection to the control socket was closed unread", "served", len(s.conns), "limit", maxConnections)
+		return false
+	}
+	s.conns[conn] = struct{}{}
+	s.wg.Add(1)
+	return true
+}
+
+func (s *Server) untrack(conn frames) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, conn)
+}
+
+// handle serves one connection, up to the point where an attempt takes it.
+func (s *Server) handle(conn *scm.Conn) {
+	defer s.untrack(conn)
+	peer, err := conn.Peer()
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		s.log.Warn("a client of the control socket has no credentials", "err", err)
+		_ = conn.Close() // nobody has been told anything
+		return
+	}
+	s.serve(conn, peer)
+}
+
+// serve takes ownership of conn and peer, which is nil where the system does
+// not tell.
+func (s *Server) serve(conn frames, peer *scm.Peer) {
+	l := newLink(conn, 0)
+	p, err := s.greet(l, peer)
+	if err != nil {
+		s.log.Warn("a client of the control socket was turned away", "peer", peerName(peer), "err", err)
+	}
+	if p == nil {
+		l.close()
+		closePeer(peer)
+		return
+	}
+	if peer != nil && peer.PID != 0 && peer.PID == p.who.PID {
+		l.watch(peer.Exited()) // certainly the candidate itself, not one that it works for
+	}
+	s.untrack(conn)
+	go func() { // outlives Close: the connection is this process's lease (I2)
+		p.run()
+		closePeer(peer)
+	}()
+}
+
+// greet finds out who the client is and what it wants. It serves a controller,
+// returns the attempt of a successor, and an error for who is turned away.
+func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
+	if err := s.auth(peer); err != nil {
+		s.refuse(l, &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_DENIED, Reason: sentence(err)})
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), s.limits.Hello,
+		&TimeoutError{For: stepHello, Limit: s.limits.Hello})
+	defer cancel()
+	hello, err := readHello(ctx, l)
+	if lost(err) {
+		return nil, nil // a probe that connects and leaves is no news
+	}
+	if err != nil {
+		s.refuse(l, refusalOf(err))
+		return nil, err
+	}
+	if hello.GetRole() == pb.Role_ROLE_CONTROLLER {
+		return nil, s.serveController(ctx, l)
+	}
+	return s.admit(ctx, l, candidateFromWire(hello, peer))
+}
+
+// readHello reads and checks the first message.
+func readHello(ctx context.Context, l *link) (*pb.Hello, error) {
+	m := new(pb.ClientMessage)
+	if _, err := l.next(ctx, m); err != nil {
+		return nil, err
+	}
+	hello := m.GetHello()
+	switch {
+	case hello == nil:
+		return nil, unexpected(m, stepHello)
+	case !slices.Contains(hello.GetVersions(), Version):
+		return nil, &incompatibleError{theirs: hello.GetVersions()}
+	case hello.GetRole() != pb.Role_ROLE_SUCCESSOR && hello.GetRole() != pb.Role_ROLE_CONTROLLER:
+		return nil, protocolError("Hello has the unknown role %d", hello.GetRole())
+	case hello.GetRole() == pb.Role_ROLE_SUCCESSOR:
+		if err := CheckName(hello.GetProcess().GetInstance()); err != nil {
+			return nil, fmt.Errorf("the instance: %w", err)
+		}
+	}
+	return hello, nil
+}
+
+func candidateFromWire(hello *pb.Hello, peer *scm.Peer) Candidate {
+	return Candidate{
+		Process: processFromWire(hello.GetProcess()), Force: hello.GetForce(),
+		Features: hello.GetFeatures(), Peer: peer,
+	}
+}
+
+// admit begins the candidate's attempt, or refuses it, in which case it keeps
+// the connection open until asking again is worthwhile.
+func (s *Server) admit(ctx context.Context, l *link, who Candidate) (*predecessor, error) {
+	refusal := s.judge(ctx, who)
+	for refusal == nil {
+		var p *predecessor
+		if p, refusal = s.begin(l, who); p != nil {
+			return p, nil
+		}
+		if refusal.GetCode() == pb.RefuseCode_REFUSE_CODE_BUSY && s.cleared() {
+			refusal = nil
+		}
+	}
+	s.refuse(l, refusal)
+	if passing(refusal.GetCode()) {
+		s.hold(l)
+		return nil, nil
+	}
+	return nil, refusedFromWire(refusal)
+}
+
+// judge applies what does not pass by waiting: epoch, policy, the state of the
+// control path.
+func (s *Server) judge(ctx context.Context, who Candidate) *pb.Refuse {
+	if own := s.process().Epoch; own > who.Epoch && !who.Force {
+		return &pb.Refuse{
+			Code:   pb.RefuseCode_REFUSE_CODE_POLICY,
+			Reason: fmt.Sprintf("the owner is of epoch %d and the candidate of epoch %d, which is older; CROSSFADE_FORCE=1 takes over all the same", own, who.Epoch),
+		}
+	}
+	if s.policy != nil {
+		if err := s.policy(ctx, who); err != nil {
+			return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_POLICY, Reason: sentence(err)}
+		}
+	}
+	if s.State().Owns() {
+		if err := s.service.CheckControl(ctx); err != nil {
+			return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_CONTROL_LOST, Reason: sentence(err)}
+		}
+	}
+	return nil
+}
+
+// hold keeps a refused client's connection open until nothing speaks against
+// its attempt any more, or it leaves.
+func (s *Server) hold(l *link) {
+	for {
+		s.mu.Lock()
+		refusal, changed := s.refusalLocked(), s.changed
+		s.mu.Unlock()
+		if refusal == nil || !passing(refusal.GetCode()) {
+			return
+		}
+		if s.discardUntil(changed, l) {
+			return
+		}
+	}
+}
+
+// discardUntil reports whether the client has left before changed was closed.
+func (s *Server) discardUntil(changed <-chan struct{}, l *link) (left bool) {
+	ctx, cancel := context.WithCancel(context.Background())
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		select {
+		case <-changed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	err := l.conn.Discard(ctx)
+	left = err == nil || ctx.Err() == nil // an error of reading will not pass
+	cancel()
+	<-watching
+	return left
+}
+
+// serveController answers the one request of a controller.
+func (s *Server) serveController(ctx context.Context, l *link) error {
+	welcome := &pb.Welcome{Version: Version, Predecessor: processToWire(s.process())}
+	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}}); err != nil {
+		return err
+	}
+	m := new(pb.ClientMessage)
+	_, err := l.next(ctx, m)
+	if lost(err) {
+		return nil
+	}
+	request := m.GetControl()
+	if err == nil && request == nil {
+		err = unexpected(m, "ControlRequest")
+	}
+	if err != nil {
+		s.refuse(l, refusalOf(err))
+		return err
+	}
+	if request.GetStatus() == nil {
+		name := messageName(request)
+		return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Error{Error: &pb.Error{
+			Code: pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED, Reason: "this version does not implement " + name,
+		}}})
+	}
+	for _, page := range statusPages(s.Status(ctx)) {
+		if err := respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Status{Status: page}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func respond(l *link, r *pb.ControlResponse) error {
+	return l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Control{Control: r}})
+}
+
+// refuse answers a client that is turned away, if it can be answered.
+func (s *Server) refuse(l *link, refusal *pb.Refuse) {
+	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Refuse{Refuse: refusal}}); err != nil {
+		s.log.Debug("a refusal could not be written", "err", err)
+	}
+}
+
+// refusalOf is the answer to a Hello that was not understood.
+func refusalOf(err error) *pb.Refuse {
+	refusal := &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_PROTOCOL, Reason: sentence(err)}
+	if errors.As(err, new(*incompatibleError)) {
+		refusal.Code = pb.RefuseCode_REFUSE_CODE_INCOMPATIBLE
+		refusal.Versions = []uint32{Version}
+	}
+	return refusal
+}
+
+// incompatibleError is a Hello without a version that this package speaks.
+type incompatibleError struct{ theirs []uint32 }
+
+func (e *incompatibleError) Error() string {
+	return fmt.Sprintf("the owner speaks protocol version %d, the client %v", Version, e.theirs)
+}
+
+func (e *incompatibleError) Is(target error) bool { return target == ErrIncompatible }
+
+func peerName(p *scm.Peer) string {
+	if p == nil {
+		return "unknown"
+	}
+	return p.String()
+}
+
+func closePeer(p *scm.Peer) {
+	if p != nil {
+		_ = p.Close()
+	}
+}

@@ -1,0 +1,553 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// The steps of the predecessor, named after the message that it waits for.
+const (
+	stepHello         = "Hello"
+	stepOffer         = "the offer"
+	stepPrepared      = "Prepared"
+	stepPageAck       = "PageAck"
+	stepReceived      = "Received"
+	stepReady         = "Ready"
+	stepFreeze        = "the last page"
+	stepFinalReceived = "FinalReceived"
+	stepCommitAck     = "CommitAck"
+	stepSettle        = "Settle or Rollback"
+	stepDrain         = "the drain"
+	stepDeaf          = "the end of a broken connection"
+)
+
+// Service is what the predecessor's machine needs of the process that owns.
+// Its methods are called by the machine's goroutine, one at a time, in the
+// order of one of these lines:
+//
+//	Offer, Thaw                                     the attempt failed
+//	Offer, Freeze, Thaw                             it failed after Ready
+//	Offer, Freeze, Pause, Resume                    the successor owned, and is gone
+//	Offer, Freeze, Resume                           the successor was lost before CommitAck
+//	Offer, Freeze, Pause, Pause(nil), Retire        the successor stays
+type Service interface {
+	// Offer lists everything to be handed over. What it lists stays open
+	// until Thaw, Resume or Retire.
+	Offer(ctx context.Context) (*Offer, error)
+	// Freeze makes the registry wait, pauses what two processes must not read
+	// at once, lets go of exclusive resources, and returns what has changed
+	// since the offer. An error has undone all of it.
+	Freeze(ctx context.Context) (*Changes, error)
+	// Thaw undoes Offer and Freeze: nothing has happened (I4).
+	Thaw()
+	// Pause stops accepting, but for the descriptors with these ids, and
+	// returns once no accept is in flight.
+	Pause(except []uint64)
+	// Resume undoes Offer, Freeze and Pause, after having not owned.
+	Resume()
+	// Retire closes every copy of what was handed over (I6). This process
+	// never comes back.
+	Retire()
+	// EndDrain asks the program to end its drain now.
+	EndDrain()
+	// CheckControl compares the control path and its lock with what this
+	// process holds (I9) and mends what may be mended.
+	CheckControl(ctx context.Context) error
+	// Descriptors lists the registry for a status.
+	Descriptors() []DescriptorStatus
+}
+
+// errStop is the command to leave, whatever that means in the current state.
+var errStop = fmt.Errorf("%w (this process)", ErrStopping)
+
+// predecessor drives one attempt from the owner's side.
+type predecessor struct {
+	server     *Server
+	link       *link
+	who        Candidate
+	generation uint64
+	began      time.Time
+	offeredAt  time.Time // when the offer was begun: Progress is counted from here
+	deadline   time.Time // of everything up to Ready
+	offered    bool      // a manifest page was sent: Abort before close (I2)
+	pages      uint32    // sent
+	acked      uint32    // acknowledged
+	unclaimed  []uint64
+	committed  bool // from before Commit is written; of the machine's goroutine, as is ended
+	ended      bool // it has failed before Commit, and nothing can change that
+
+	fate     chan error    // receives the fate once: nil at CommitAck; room for it, so that nobody need read
+	released chan struct{} // closed when the attempt is no longer in anybody's way
+
+	// For status, under server.mu.
+	step     string
+	status   string
+	stepEnds time.Time
+}
+
+// run drives the attempt to its end, which may be the end of the process: the
+// connection of a successful one stays open for as long as this process lives.
+func (p *predecessor) run() {
+	defer p.link.close()
+	if err := p.untilCommit(); err != nil {
+		p.fail(err)
+		return
+	}
+	p.standby()
+}
+
+func (p *predecessor) untilCommit() error {
+	if err := p.offer(); err != nil {
+		return err
+	}
+	if err := p.awaitReady(); err != nil {
+		return err
+	}
+	return p.commit()
+}
+
+// offer is everything from Welcome to Received.
+func (p *predecessor) offer() error {
+	limits := p.server.limits
+	p.offeredAt = time.Now()
+	p.deadline = p.offeredAt.Add(limits.Ready)
+	p.enter(stepOffer, p.deadline)
+	ctx, cancel := p.until(p.deadline, stepOffer, limits.Ready)
+	offer, err := p.server.service.Offer(ctx)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHook, err)
+	}
+	if n := len(offer.Descriptors); n > MaxDescriptors {
+		return fmt.Errorf("%w: %d descriptors are to be handed over, the protocol carries %d", ErrLimit, n, MaxDescriptors)
+	}
+	err = p.write(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{
+		Version: Version, Predecessor: processToWire(p.server.process()), Generation: p.generation,
+		Total:           uint32(len(offer.Descriptors)),
+		ReadyTimeout:    durationpb.New(limits.Ready),
+		MaxReadyTimeout: durationpb.New(limits.MaxReady),
+		CommitTimeout:   durationpb.New(limits.Commit),
+		Probation:       durationpb.New(0),
+	}}})
+	if err != nil {
+		return err
+	}
+	m, err := p.await(p.deadline, stepPrepared, limits.Ready)
+	if err != nil {
+		return err
+	}
+	if m.GetPrepared() == nil {
+		return unexpected(m, stepPrepared)
+	}
+	if err := p.sendPages(paginate(0, offer.Control, offer.Descriptors, nil), p.deadline, limits.Ready); err != nil {
+		return err
+	}
+	m, err = p.await(p.deadline, stepReceived, limits.Ready)
+	if err != nil {
+		return err
+	}
+	if m.GetReceived() == nil {
+		return unexpected(m, stepReceived)
+	}
+	return nil
+}
+
+// sendPages sends pages with a window, and returns when all are acknowledged.
+func (p *predecessor) sendPages(pages []page, deadline time.Time, limit time.Duration) error {
+	for _, page := range pages {
+		if err := p.awaitAcks(pageWindow-1, deadline, limit); err != nil {
+			return err
+		}
+		p.offered = true // from before the write: a failed one may have arrived
+		if err := p.write(&pb.ServerMessage{Message: &pb.ServerMessage_ManifestPage{ManifestPage: page.message}}, page.fds...); err != nil {
+			return err
+		}
+		p.pages++
+	}
+	return p.awaitAcks(0, deadline, limit)
+}
+
+// awaitAcks returns when at most pending pages are unacknowledged.
+func (p *predecessor) awaitAcks(pending uint32, deadline time.Time, limit time.Duration) error {
+	for p.pages-p.acked > pending {
+		m, err := p.await(deadline, stepPageAck, limit)
+		if err != nil {
+			return err
+		}
+		ack := m.GetPageAck()
+		if ack == nil {
+			return unexpected(m, stepPageAck)
+		}
+		if next := ack.GetNext(); next <= p.acked || next > p.pages {
+			return protocolError("PageAck expects page %d; pages %d to %d are unacknowledged", next, p.acked, p.pages-1)
+		}
+		p.acked = ack.GetNext()
+	}
+	return nil
+}
+
+// awaitReady waits while the successor initialises.
+func (p *predecessor) awaitReady() error {
+	limits := p.server.limits
+	limit := limits.Ready
+	for {
+		m, err := p.await(p.deadline, stepReady, limit)
+		switch {
+		case err != nil:
+			return err
+		case m.GetProgress() != nil:
+			limit = p.progress(m.GetProgress())
+			if time.Now().After(p.deadline) {
+				// A message comes before the timer, but a stream of these
+				// must not put it off for ever.
+				return &TimeoutError{For: stepReady, Limit: limit}
+			}
+		case m.GetReady() != nil:
+			return p.ready(m.GetReady())
+		default:
+			return unexpected(m, stepReady)
+		}
+	}
+}
+
+// progress moves the deadline, within MaxReady of the offer, and returns the
+// limit that it now stands for.
+func (p *predecessor) progress(m *pb.Progress) time.Duration {
+	latest := p.offeredAt.Add(p.server.limits.MaxReady)
+	wanted := time.Now().Add(m.GetExtend().AsDuration())
+	if wanted.After(latest) {
+		wanted = latest
+	}
+	if wanted.After(p.deadline) {
+		p.deadline = wanted
+	}
+	status := m.GetStatus()
+	status = printable(status[:min(len(status), MaxStatus)])
+	p.server.mu.Lock()
+	p.status = status
+	p.server.mu.Unlock()
+	return p.deadline.Sub(p.offeredAt)
+}
+
+func (p *predecessor) ready(m *pb.Ready) error {
+	if int(m.GetUnclaimed()) != len(m.GetUnclaimedIds()) {
+		return protocolError("Ready counts %d unclaimed descriptors and lists %d", m.GetUnclaimed(), len(m.GetUnclaimedIds()))
+	}
+	p.unclaimed = m.GetUnclaimedIds()
+	if len(p.unclaimed) > 0 {
+		names := make([]string, 0, len(m.GetUnclaimedNames()))
+		for _, name := range m.GetUnclaimedNames() {
+			names = append(names, printable(name))
+		}
+		p.server.log.Warn("the successor did not ask for everything", "successor", p.who.Process, "count", len(p.unclaimed), "names", names)
+	}
+	return nil
+}
+
+// commit is everything from Ready to the writing of Commit.
+func (p *predecessor) commit() error {
+	limit := p.server.limits.Commit
+	deadline := time.Now().Add(limit)
+	p.enter(stepFreeze, deadline)
+	p.server.setState(StateCommitting)
+	ctx, cancel := p.until(deadline, stepFreeze, limit)
+	defer cancel()
+	changes, err := p.server.service.Freeze(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrHook, err)
+	}
+	if err := p.sendPages(paginate(p.pages, nil, changes.Added, changes.Removed), deadline, limit); err != nil {
+		return err
+	}
+	m, err := p.await(deadline, stepFinalReceived, limit)
+	if err != nil {
+		return err
+	}
+	if m.GetFinalReceived() == nil {
+		return unexpected(m, stepFinalReceived)
+	}
+	// From before the write: a failed one may have arrived (I1).
+	p.committed = true
+	p.server.setState(StateStandby)
+	if err := p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Commit{Commit: &pb.Commit{}}}); err != nil {
+		p.server.log.Warn("writing Commit failed: waiting for the successor's end", "successor", p.who.Process, "err", err)
+	}
+	return nil
+}
+
+// fail ends an attempt that has not reached Commit. The next one may begin
+// once the successor cannot adopt the service any more.
+func (p *predecessor) fail(err error) {
+	step := p.step
+	failure := &Error{Side: Predecessor, Step: step, Err: err}
+	p.ended = true
+	unwritten := p.abort(err)
+	p.server.service.Thaw() // at once, for a candidate that is frozen can be so for long (I4)
+	if unwritten != nil {
+		p.server.log.Warn("Abort could not be written: no handoff before the candidate has gone", "successor", p.who.Process, "err", unwritten)
+		p.enter(stepDeaf, time.Time{})
+		p.tell(failure)   // who has started the candidate may have to end it
+		_ = p.link.deaf() // ends with the candidate, or because this process leaves
+	}
+	p.link.close()
+	p.server.failed(p, step, failure)
+}
+
+// abort tells the successor, unless it knows. It returns an error if the
+// successor may hold an offer and was not told (I2).
+func (p *predecessor) abort(err error) error {
+	if told(err) {
+		return nil
+	}
+	reason := &pb.Abort{Code: abortCode(err), Reason: sentence(err)}
+	err = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Abort{Abort: reason}})
+	if !p.offered {
+		return nil
+	}
+	return err
+}
+
+// standby waits, however long it takes, for what became of Commit (I10).
+func (p *predecessor) standby() {
+	limit := p.server.limits.Commit
+	m, err := p.await(time.Now().Add(limit), stepCommitAck, limit)
+	if errors.As(err, new(*TimeoutError)) { // and not an Abort for a timeout
+		p.server.log.Warn("the successor has not answered Commit: accepting and standing by until it does or ends",
+			"successor", p.who.Process, "waited", limit)
+		p.enter(stepCommitAck, time.Time{})
+		m, err = p.next(context.Background())
+	}
+	switch {
+	case errors.Is(err, errStop):
+		p.leave()
+	case told(err): // it never read Commit
+		p.resume(err)
+	case err != nil:
+		p.resume(p.broken(err))
+	case m.GetCommitAck() != nil:
+		p.probation(m.GetCommitAck().GetSettle())
+	default:
+		p.resume(p.broken(unexpected(m, stepCommitAck)))
+	}
+}
+
+// probation is the time in which the successor owns and this process can
+// resume. Its end belongs to the owner: this process asks and never decides.
+func (p *predecessor) probation(settled bool) {
+	p.server.closeControl()
+	p.server.service.Pause(p.unclaimed)
+	p.server.setState(StateProbation)
+	p.tell(nil)
+	p.enter(stepSettle, time.Time{})
+	asked := false
+	for !settled {
+		if !asked { // nothing was granted, so the time is up
+			asked = true
+			_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_ProbationOver{ProbationOver: &pb.ProbationOver{}}}) // if it is gone, next says so
+		}
+		m, err := p.next(context.Background())
+		switch {
+		case errors.Is(err, errStop):
+			p.leave()
+			return
+		case err != nil:
+			p.resume(p.broken(err))
+			return
+		case m.GetSettle() != nil:
+			settled = true
+		case m.GetRollback() != nil:
+			// Written before this process acts as owner. Should it fail, the
+			// successor has ceased to own all the same.
+			_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Resumed{Resumed: &pb.Resumed{}}})
+			p.link.close()
+			p.resume(&rolledBackError{printable(m.GetRollback().GetReason())})
+			return
+		default:
+			p.resume(p.broken(unexpected(m, stepSettle)))
+			return
+		}
+	}
+	p.retire()
+}
+
+// retire is the answer to Settle. Writing Retired is the decision.
+func (p *predecessor) retire() {
+	p.server.service.Pause(nil)
+	if err := p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Retired{Retired: &pb.Retired{}}}); err != nil {
+		p.resume(p.broken(err))
+		return
+	}
+	p.server.service.Retire()
+	p.server.retired(p)
+	p.drain()
+}
+
+// drain serves the successor's wishes until it has gone. The connection stays
+// open after it: its end is how the successor knows that this process is gone.
+func (p *predecessor) drain() {
+	p.enter(stepDrain, time.Time{})
+	for {
+		m, err := p.next(context.Background())
+		switch {
+		case errors.Is(err, errStop):
+			continue // there is nothing left to stop
+		case lost(err):
+			return
+		case err == nil && m.GetEndDrain() != nil:
+			p.server.service.EndDrain()
+			continue
+		case err == nil:
+			err = unexpected(m, stepDrain)
+		}
+		p.server.log.Warn("the successor sent what it must not send now", "successor", p.who.Process, "err", err)
+		_ = p.link.deaf() // only its end is left to wait for
+		return
+	}
+}
+
+// broken waits for the peer's end after an error that leaves open whether the
+// peer owns: only its end says that it does not (I2).
+func (p *predecessor) broken(err error) error {
+	if lost(err) {
+		return err
+	}
+	p.server.log.Error("standing by until the successor ends", "successor", p.who.Process, "err", err)
+	p.enter(stepDeaf, time.Time{})
+	if stop := p.link.deaf(); stop != nil {
+		return stop
+	}
+	return err
+}
+
+// resume makes this process the owner again, or lets it leave if it was told
+// to while it waited.
+func (p *predecessor) resume(err error) {
+	if errors.Is(err, errStop) {
+		p.leave()
+		return
+	}
+	step := p.step
+	p.link.close()
+	p.server.service.Resume()
+	p.server.openControl()
+	p.server.failed(p, step, &Error{Side: Predecessor, Step: step, Err: err})
+}
+
+// leave ends the standby of a process that was told to stop: it asks the owner
+// once more to decide, gives it a bounded time, and is out whatever it says.
+// Only if the successor ends in that time is this process the owner that stops.
+func (p *predecessor) leave() {
+	_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_ProbationOver{ProbationOver: &pb.ProbationOver{}}}) // if it is gone, await says so
+	limit := p.server.limits.Commit
+	deadline := time.Now().Add(limit)
+	for {
+		m, err := p.await(deadline, stepSettle, limit)
+		if m.GetCommitAck() != nil {
+			p.server.setState(StateProbation)
+			p.tell(nil)
+		}
+		switch {
+		case errors.Is(err, errStop), m.GetCommitAck() != nil && !m.GetCommitAck().GetSettle():
+			continue
+		case lost(err), told(err) && p.server.State() == StateStandby: // as in standby
+			p.resume(err)
+			return
+		case m.GetSettle() != nil, m.GetCommitAck().GetSettle():
+			p.server.closeControl()
+			p.retire()
+			return
+		}
+		break
+	}
+	p.server.closeControl()
+	p.server.service.Pause(nil)
+	p.server.service.Retire()
+	p.server.retired(p)
+	p.tell(errStop)
+}
+
+// await returns the next message, or a TimeoutError that names the step. An
+// Abort is returned as an error.
+func (p *predecessor) await(deadline time.Time, step string, limit time.Duration) (*pb.ClientMessage, error) {
+	p.enter(step, deadline)
+	ctx, cancel := p.until(deadline, step, limit)
+	defer cancel()
+	return p.next(ctx)
+}
+
+func (p *predecessor) until(deadline time.Time, step string, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithDeadlineCause(context.Background(), deadline, &TimeoutError{For: step, Limit: limit})
+}
+
+func (p *predecessor) next(ctx context.Context) (*pb.ClientMessage, error) {
+	m := new(pb.ClientMessage)
+	if _, err := p.link.next(ctx, m); err != nil { // a server takes no descriptors
+		return nil, err
+	}
+	if a := m.GetAbort(); a != nil {
+		return nil, &AbortedError{Reason: printable(a.GetReason()), code: a.GetCode()}
+	}
+	return m, nil
+}
+
+// write sends a message up to Commit. If that fails, the candidate may have said
+// why it left: its word is then the error.
+func (p *predecessor) write(m *pb.ServerMessage, fds ...*scm.FD) error {
+	err := p.send(m, fds...)
+	if err == nil {
+		return nil
+	}
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range pageWindow + 1 { // the acknowledgements that may come first
+		if _, last := p.next(now); told(last) {
+			return last
+		}
+	}
+	return err
+}
+
+func (p *predecessor) send(m *pb.ServerMessage, fds ...*scm.FD) error { return p.link.send(m, fds...) }
+
+// enter notes what is waited for, for errors and status.
+func (p *predecessor) enter(step string, deadline time.Time) {
+	p.server.mu.Lock()
+	defer p.server.mu.Unlock()
+	p.step, p.stepEnds = step, deadline
+}
+
+// tell gives the fate to whoever triggered the attempt.
+func (p *predecessor) tell(err error) {
+	select {
+	case p.fate <- err:
+	default: // it was told before: what follows CommitAck is no longer its affair
+	}
+}
+
+// unexpected names a message that came at the wrong time.
+func unexpected(m proto.Message, step string) error {
+	return protocolError("%s instead of %s", messageName(m), step)
+}
+
+// messageName is the name of the member of the message's one oneof.
+func messageName(m proto.Message) string {
+	r := m.ProtoReflect()
+	field := r.WhichOneof(r.Descriptor().Oneofs().Get(0))
+	if field == nil {
+		return "an unknown message"
+	}
+	return string(field.Message().Name())
+}
+
+// rolledBackError is why a predecessor resumed although its successor lives.
+type rolledBackError struct{ reason string }
+
+func (e *rolledBackError) Error() string { return "the successor rolled back: " + e.reason }

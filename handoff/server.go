@@ -1,0 +1,485 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// Limits are the deadlines of a [Server]. All must be positive.
+type Limits struct {
+	Hello    time.Duration // from connecting to a complete Hello or request
+	Ready    time.Duration // from the offer to Ready
+	MaxReady time.Duration // how far Progress may extend Ready, from the offer
+	Commit   time.Duration // from Ready to Commit
+}
+
+// maxConnections bounds the connections that are served at the same time. Every
+// one of them has passed the check of credentials.
+const maxConnections = 128
+
+// ServerConfig is what [NewServer] needs. All fields but Accept are required.
+type ServerConfig struct {
+	// Process is this process; its Generation is set by Own and Inherit.
+	Process Process
+	// Service is what is handed over.
+	Service Service
+	// Limits are the deadlines.
+	Limits Limits
+	// Authorize decides by the kernel's credentials, before a byte is read,
+	// whether a client may speak. peer is nil on systems that do not tell them.
+	Authorize func(peer *scm.Peer) error
+	// Accept is the owner's policy: an error refuses the candidate with its text.
+	Accept func(context.Context, Candidate) error
+	// Log gets what the owner should know of.
+	Log *slog.Logger
+}
+
+// Server is a process's side of the control socket, and its state: it answers
+// controllers, and drives one attempt at a time to take the service over. All
+// its methods may be called concurrently.
+type Server struct {
+	self    Process
+	service Service
+	limits  Limits
+	auth    func(*scm.Peer) error
+	policy  func(context.Context, Candidate) error
+	log     *slog.Logger
+
+	mu          sync.Mutex
+	state       State
+	since       time.Time
+	ready       bool // this process has called Ready
+	settled     bool // its own predecessor cannot come back
+	stopping    bool
+	last        uint64       // the highest generation that was given out
+	attempt     *predecessor // in whose way every other attempt is
+	lastFailure *Failure
+	changed     chan struct{} // closed and replaced whenever a refusal may have passed
+	fd          *scm.FD       // the control listener, for listen(2) at each change of owner
+	backlog     int
+	control     *scm.Listener // what is accepted from, nil while closed
+	conns       map[frames]struct{}
+	wg          sync.WaitGroup // the accept loop and the connections without an attempt
+}
+
+// NewServer returns the server of a process that does not own yet.
+func NewServer(cfg *ServerConfig) *Server {
+	s := &Server{
+		self: cfg.Process, service: cfg.Service, limits: cfg.Limits,
+		auth: cfg.Authorize, policy: cfg.Accept, log: cfg.Log,
+		state: StateCandidate, since: time.Now(),
+		changed: make(chan struct{}), conns: make(map[frames]struct{}),
+	}
+	return s
+}
+
+// Own makes this process the owner, with its generation. settled says that no
+// predecessor can take the service back; ready, that it has called Ready.
+func (s *Server) Own(generation uint64, ready, settled bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.self.Generation = generation
+	s.last = max(s.last, generation)
+	s.ready, s.settled = ready, settled
+	s.setStateLocked(StateOwner)
+}
+
+// Inherit makes this process the heir: its predecessor is gone, and it will own
+// once it is ready.
+func (s *Server) Inherit(generation uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.self.Generation = generation
+	s.last = max(s.last, generation)
+	s.settled = true
+	s.setStateLocked(StateHeir)
+}
+
+// SetReady says that the owner has called Ready: from now on it hands over.
+func (s *Server) SetReady() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = true
+	s.notifyLocked()
+}
+
+// SetSettled says that the predecessor cannot come back: from now on the owner
+// hands over.
+func (s *Server) SetSettled() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settled = true
+	s.notifyLocked()
+}
+
+// Open serves the control listener fd, which remains the caller's and must stay
+// open until Retire of [Service] or Stop. It calls listen(2) on it, so that
+// clients see this process's credentials from here on. A listener that was
+// served before is closed.
+func (s *Server) Open(fd *scm.FD, backlog int) error {
+	s.closeControl()
+	s.mu.Lock()
+	s.fd, s.backlog = fd, backlog
+	s.mu.Unlock()
+	return s.listen()
+}
+
+func (s *Server) listen() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd == nil || s.stopping {
+		return nil
+	}
+	if err := s.fd.Listen(s.backlog); err != nil {
+		return err
+	}
+	if s.control != nil {
+		return nil // it was served all the time
+	}
+	l, err := scm.NewListener(s.fd)
+	if err != nil {
+		return err
+	}
+	s.control = l
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		s.accept(l)
+	}()
+	return nil
+}
+
+// openControl serves the control listener again after a handoff that failed.
+func (s *Server) openControl() {
+	if err := s.listen(); err != nil {
+		s.log.Error("the control socket cannot be served: no successor can connect", "err", err)
+	}
+}
+
+// closeControl stops accepting on the control listener: what waits in its
+// queue is the next owner's.
+func (s *Server) closeControl() {
+	s.mu.Lock()
+	l := s.control
+	s.control = nil
+	s.mu.Unlock()
+	if l != nil {
+		_ = l.Close()
+	}
+}
+
+// State returns this process's state.
+func (s *Server) State() State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+// Generation returns this process's generation, 0 before it has one.
+func (s *Server) Generation() uint64 { return s.process().Generation }
+
+// Status returns how this process stands, after comparing the control path
+// with what this process holds.
+func (s *Server) Status(ctx context.Context) *Status {
+	var warnings []string
+	if s.State().Owns() {
+		if err := s.service.CheckControl(ctx); err != nil {
+			warnings = append(warnings, err.Error())
+		}
+	}
+	descriptors := s.service.Descriptors()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := &Status{
+		Process: s.self, State: s.state, Since: s.since, Ready: s.ready,
+		LastFailure: s.lastFailure, Warnings: warnings, Descriptors: descriptors,
+	}
+	if p := s.attempt; p != nil {
+		if p.step == stepDeaf {
+			st.Warnings = append(st.Warnings, "broken connection, ends when "+p.who.String()+" ends")
+		}
+		st.Attempt = &Attempt{Successor: p.who.Process, Step: p.step, Status: p.status, Began: p.began, Deadline: p.stepEnds}
+		st.Attempt.Successor.Generation = p.generation
+	}
+	return st
+}
+
+// Stop takes this process out, whatever its state; see the table "Stop" in
+// docs/protocol.md. It reports whether this process was the owner, or about to
+// be, so that the control path is its to unlink. Further calls wait for the
+// first and report false.
+func (s *Server) Stop() (owned bool) {
+	s.mu.Lock()
+	first := !s.stopping
+	s.stopping = true
+	p := s.attempt
+	s.notifyLocked()
+	s.mu.Unlock()
+	if p != nil {
+		if p.link != nil {
+			p.link.post(func() error { return errStop })
+		}
+		<-p.released
+	}
+	s.mu.Lock()
+	state := s.state
+	owned = first && (state.Owns() || state == StateHeir)
+	if state != StateDraining {
+		s.setStateLocked(StateOut)
+	}
+	s.mu.Unlock()
+	return owned
+}
+
+// Close stops serving the control listener and ends every connection that is
+// no attempt's. It returns when their goroutines have.
+func (s *Server) Close() {
+	s.closeControl()
+	s.mu.Lock()
+	s.stopping = true
+	s.fd = nil
+	s.notifyLocked()
+	for conn := range s.conns {
+		_ = conn.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+func (s *Server) process() Process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.self
+}
+
+func (s *Server) setState(state State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setStateLocked(state)
+}
+
+func (s *Server) setStateLocked(state State) {
+	if s.state != state {
+		s.log.Debug("state", "from", s.state.String(), "to", state.String(), "generation", s.self.Generation)
+		s.state, s.since = state, time.Now()
+	}
+	s.notifyLocked()
+}
+
+func (s *Server) notifyLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// begin makes p's candidate the one whose attempt is under way, or says why it
+// cannot be.
+func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if refusal := s.refusalLocked(); refusal != nil {
+		return nil, refusal
+	}
+	s.last++
+	now := time.Now()
+	p := &predecessor{
+		server: s, link: l, who: who, generation: s.last, began: now, step: stepHello,
+		fate:     make(chan error, 1),
+		released: make(chan struct{}),
+	}
+	p.who.Generation = s.last
+	s.attempt = p
+	s.setStateLocked(StateOffering)
+	return p, nil
+}
+
+// refusalLocked says why no attempt can begin now, nil if one can.
+func (s *Server) refusalLocked() *pb.Refuse {
+	switch {
+	case s.state == StateDraining:
+		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_MOVED, Reason: "this process is no longer the owner: " + s.state.String()}
+	case s.stopping:
+		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_STOPPING, Reason: "the owner is stopping for good"}
+	case s.attempt != nil:
+		who := s.attempt.who.Process
+		return &pb.Refuse{
+			Code: pb.RefuseCode_REFUSE_CODE_BUSY,
+			Reason: fmt.Sprintf("another handoff is under way: %v, for %v, now at %s",
+				who, time.Since(s.attempt.began).Round(time.Millisecond), s.attempt.step),
+			Who: processToWire(who), Since: ago(s.attempt.began),
+		}
+	case s.state == StateHeir, s.state == StateOwner && !s.ready, s.state == StateCandidate:
+		return &pb.Refuse{
+			Code: pb.RefuseCode_REFUSE_CODE_NOT_READY, Reason: "the owner has not called Ready yet",
+			Who: processToWire(s.self), Since: ago(s.since),
+		}
+	case !s.state.Owns():
+		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_MOVED, Reason: "this process is no longer the owner: " + s.state.String()}
+	case !s.settled:
+		return &pb.Refuse{
+			Code: pb.RefuseCode_REFUSE_CODE_NOT_READY, Reason: "the owner's own predecessor is just retiring",
+			Who: processToWire(s.self), Since: ago(s.since),
+		}
+	default:
+		return nil
+	}
+}
+
+// cleared lets the attempt that is in the way look at what its candidate has
+// sent, and reports whether it has ended: a candidate that has died or given
+// up is in nobody's way, even if its attempt has not noticed.
+func (s *Server) cleared() bool {
+	s.mu.Lock()
+	p := s.attempt
+	s.mu.Unlock()
+	if p == nil {
+		return true
+	}
+	seen := make(chan struct{})
+	p.link.post(func() error { close(seen); return nil })
+	timer := time.NewTimer(time.Second) // a hook of the program may be running
+	defer timer.Stop()
+	select {
+	case <-p.released:
+		return true
+	case <-seen:
+	case <-timer.C:
+	}
+	return false
+}
+
+// failed ends an attempt after which this process owns.
+func (s *Server) failed(p *predecessor, step string, err error) {
+	s.log.Warn("the handoff failed, this process goes on as the owner", "successor", p.who.Process, "step", step, "err", err)
+	s.mu.Lock()
+	s.lastFailure = &Failure{Successor: p.who.Process, Step: step, Reason: sentence(err), At: time.Now()}
+	s.releaseLocked(p, StateOwner)
+	s.mu.Unlock()
+	p.tell(err)
+}
+
+// retired ends an attempt after which this process drains.
+func (s *Server) retired(p *predecessor) {
+	s.log.Info("retired: the successor has taken over", "successor", p.who.Process)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.releaseLocked(p, StateDraining)
+}
+
+func (s *Server) releaseLocked(p *predecessor, state State) {
+	s.attempt = nil
+	s.setStateLocked(state)
+	close(p.released)
+}
+
+// Spawned is the attempt of a process that the owner has started itself.
+type Spawned struct {
+	p *predecessor
+}
+
+// Spawn reserves the one attempt for a process that is about to be started
+// with the other end of conn. It takes ownership of conn, also on an error,
+// which is a [*RefusedError].
+func (s *Server) Spawn(conn *scm.Conn) (*Spawned, error) { return s.spawn(conn) }
+
+func (s *Server) spawn(conn frames) (*Spawned, error) {
+	l := newLink(conn, 0)
+	for {
+		p, refusal := s.begin(l, Candidate{})
+		switch {
+		case p != nil:
+			return &Spawned{p}, nil
+		case refusal.GetCode() == pb.RefuseCode_REFUSE_CODE_BUSY && s.cleared():
+			continue
+		}
+		l.close()
+		return nil, refusedFromWire(refusal)
+	}
+}
+
+// Abandon ends the attempt because the process could not be started.
+func (sp *Spawned) Abandon(err error) {
+	sp.p.link.close()
+	sp.p.server.failed(sp.p, "start", &Error{Side: Predecessor, Step: "start", Err: err})
+}
+
+// Run drives the attempt and returns its fate: nil as soon as the successor
+// owns, after which the rest goes on by itself. pid is the process that was
+// started, and exited is closed when it has been reaped. When ctx ends before
+// Commit the attempt is aborted; after it, Run returns ctx's cause, and what
+// became of the attempt is not known.
+func (sp *Spawned) Run(ctx context.Context, pid int, exited <-chan struct{}) error {
+	p := sp.p
+	go p.spawned(pid, exited)
+	select {
+	case err := <-p.fate:
+		return err
+	case <-ctx.Done():
+	}
+	tooLate := make(chan struct{})
+	p.link.post(func() error {
+		if p.committed || p.ended {
+			close(tooLate)
+			return nil
+		}
+		return fmt.Errorf("%w: %w", ErrCancelled, context.Cause(ctx))
+	})
+	select {
+	case err := <-p.fate:
+		return err
+	case <-tooLate:
+	}
+	select {
+	case err := <-p.fate: // both were there
+		return err
+	default:
+		return context.Cause(ctx)
+	}
+}
+
+// spawned reads the Hello of a process that this one has started, and goes on
+// as with any other.
+func (p *predecessor) spawned(pid int, exited <-chan struct{}) {
+	defer p.link.close()
+	s := p.server
+	limit := s.limits.Ready
+	p.deadline = p.began.Add(limit)
+	p.enter(stepHello, p.deadline)
+	ctx, cancel := p.until(p.deadline, stepHello, limit)
+	defer cancel()
+	hello, err := readHello(ctx, p.link)
+	if err == nil && hello.GetRole() != pb.Role_ROLE_SUCCESSOR {
+		err = protocolError("the started process says Hello as %v", hello.GetRole())
+	}
+	if err == nil {
+		who := candidateFromWire(hello, nil)
+		who.Generation = p.generation
+		s.mu.Lock()
+		p.who = who
+		s.mu.Unlock()
+		if who.PID == pid {
+			p.link.watch(exited)
+		}
+		if refusal := s.judge(ctx, who); refusal != nil {
+			s.refuse(p.link, refusal)
+			p.link.close()
+			s.failed(p, stepHello, refusedFromWire(refusal))
+			return
+		}
+		p.run()
+		return
+	}
+	if errors.Is(err, ErrProtocol) || errors.Is(err, ErrIncompatible) {
+		s.refuse(p.link, refusalOf(err))
+	} else {
+		_ = p.abort(err) // nothing was offered: it need not arrive
+	}
+	p.link.close()
+	s.failed(p, stepHello, &Error{Side: Predecessor, Step: stepHello, Err: err})
+}

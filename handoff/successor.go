@@ -1,0 +1,558 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// The steps of the successor, named after the message that it waits for.
+const (
+	stepWelcome      = "Welcome"
+	stepManifestPage = "ManifestPage"
+	stepInit         = "the call of Ready"
+	stepCommit       = "Commit"
+	stepRetired      = "Retired"
+)
+
+// Receiver is what the successor's machine needs of the process that takes
+// over. Receive is called by [Connect]'s goroutine; everything else by the
+// machine's, one at a time.
+type Receiver interface {
+	// Receive checks one page of the offer and keeps it. It takes ownership of
+	// the descriptors, also on an error, which aborts the attempt.
+	Receive(control *Control, ds []Descriptor) error
+	// Apply checks and keeps what has changed since the offer, like Receive.
+	Apply(changes Changes) error
+	// Inherit is called when the predecessor has died after Received: this
+	// process is the heir and serves the control socket.
+	Inherit(generation uint64)
+	// Own is called when this process owns: from here on it accepts.
+	Own(generation uint64)
+	// Settled is called when the predecessor cannot come back.
+	Settled()
+	// Gone is called when the predecessor has closed its end: it has exited.
+	Gone()
+	// Fail is called when the attempt has ended without ownership. Everything
+	// received must be closed when it returns (I6).
+	Fail(err error)
+}
+
+// SuccessorConfig is what [Connect] needs.
+type SuccessorConfig struct {
+	Process  Process // who wants to take over; without a generation
+	Force    bool    // from an owner of a higher epoch, too
+	Receiver Receiver
+	// Patience is how long a silent owner is waited for, at each step up to
+	// Received.
+	Patience time.Duration
+	// WaitUntil is how long to wait while the owner refuses for a reason that
+	// passes. The zero time: not at all. NOT_READY is always waited out.
+	WaitUntil time.Time
+	Log       *slog.Logger
+}
+
+// Taking is one attempt to take a service over, from the successor's side. Its
+// methods may be called concurrently.
+type Taking struct {
+	link        *link
+	receiver    Receiver
+	log         *slog.Logger
+	predecessor Process
+	generation  uint64
+	commitLimit time.Duration
+	nextPage    uint32
+	offered     int  // descriptors that have come so far
+	removed     int  // of those
+	gone        bool // Gone was called
+
+	call *readyCall // of the machine's goroutine, as is owns
+	owns bool
+	done chan struct{}
+	err  error // valid when done is closed
+}
+
+// readyCall is one call of Ready on its way through the machine.
+type readyCall struct {
+	ctx       context.Context
+	unclaimed []Descriptor
+	result    chan error // has room for the one result
+}
+
+// errReady is the command of Ready.
+var errReady = errors.New("the program has called Ready")
+
+// Connect takes ownership of conn, says Hello on it and takes the offer in. It
+// returns after Received; the attempt then waits for [Taking.Ready].
+//
+// Errors: a [*RefusedError]; one that matches ErrAskAgain if the refusal has
+// passed; a [*LostError] if the owner died before Received; [*TimeoutError],
+// [*AbortedError], or what Receive returned; ErrCancelled and the cause of ctx.
+// Descriptors that Receive has got by then are the receiver's to close.
+func Connect(ctx context.Context, conn *scm.Conn, cfg *SuccessorConfig) (*Taking, error) {
+	return connect(ctx, conn, cfg)
+}
+
+func connect(ctx context.Context, conn frames, cfg *SuccessorConfig) (*Taking, error) {
+	t := &Taking{
+		link: newLink(conn, scm.MaxDescriptors), receiver: cfg.Receiver, log: cfg.Log,
+		done: make(chan struct{}),
+	}
+	step, err := t.begin(ctx, cfg)
+	if err == nil {
+		go t.run()
+		return t, nil
+	}
+	if !errors.As(err, new(*RefusedError)) {
+		t.abort(err)
+	}
+	if lost(err) {
+		err = &LostError{Generation: t.generation, Err: errors.Unwrap(err)}
+	}
+	t.link.close()
+	return nil, &Error{Side: Successor, Step: step, Err: err}
+}
+
+// begin is everything from Hello to Received. It returns the step that failed.
+func (t *Taking) begin(ctx context.Context, cfg *SuccessorConfig) (string, error) {
+	hello := &pb.Hello{
+		Versions: []uint32{Version}, Role: pb.Role_ROLE_SUCCESSOR,
+		Process: processToWire(cfg.Process), Force: cfg.Force,
+	}
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Hello{Hello: hello}})
+	m, fds, err := t.patiently(ctx, stepWelcome, cfg.Patience)
+	switch {
+	case err != nil:
+		return stepWelcome, err
+	case m.GetRefuse() != nil:
+		return stepWelcome, t.refused(ctx, m.GetRefuse(), cfg.WaitUntil)
+	case m.GetWelcome() == nil:
+		closeAll(fds)
+		return stepWelcome, unexpected(m, stepWelcome)
+	}
+	if err := t.welcome(m.GetWelcome()); err != nil {
+		return stepWelcome, err
+	}
+	total := int(m.GetWelcome().GetTotal())
+	if err := prepare(total); err != nil {
+		return stepPrepared, err
+	}
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Prepared{Prepared: &pb.Prepared{}}})
+	if err := t.pages(ctx, total, cfg.Patience); err != nil {
+		return stepManifestPage, err
+	}
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Received{Received: &pb.Received{}}})
+	return "", nil
+}
+
+// welcome checks what the owner grants.
+func (t *Taking) welcome(w *pb.Welcome) error {
+	switch {
+	case w.GetVersion() != Version:
+		return protocolError("the owner chose protocol version %d, which was not offered", w.GetVersion())
+	case w.GetGeneration() == 0:
+		return protocolError("Welcome gives no generation")
+	case w.GetTotal() > MaxDescriptors:
+		return protocolError("Welcome announces %d descriptors, the limit is %d", w.GetTotal(), MaxDescriptors)
+	case w.GetCommitTimeout().AsDuration() <= 0:
+		return protocolError("Welcome gives no commit timeout")
+	}
+	t.predecessor = processFromWire(w.GetPredecessor())
+	t.generation = w.GetGeneration()
+	t.commitLimit = w.GetCommitTimeout().AsDuration()
+	return nil
+}
+
+// prepare makes room for the offer before it is sent: a transfer that cannot
+// end well does not begin, and the table does not grow step by step under it.
+func prepare(total int) error {
+	err := scm.Reserve(total)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrLimit, err)
+	}
+	return nil
+}
+
+// pages takes the offer in.
+func (t *Taking) pages(ctx context.Context, total int, patience time.Duration) error {
+	for {
+		m, fds, err := t.patiently(ctx, stepManifestPage, patience)
+		if err != nil {
+			return err
+		}
+		p := m.GetManifestPage()
+		if p == nil {
+			closeAll(fds)
+			return unexpected(m, stepManifestPage)
+		}
+		ds, err := t.page(p, fds, total)
+		if err != nil {
+			return err
+		}
+		if p.GetLast() && t.offered < total {
+			closeAll(fds)
+			return protocolError("the offer announced %d descriptors and ends after %d", total, t.offered)
+		}
+		if err := t.receiver.Receive(controlFromWire(p.GetControl()), ds); err != nil {
+			return fmt.Errorf("%w: %w", ErrDescriptor, err)
+		}
+		t.ackPage()
+		if p.GetLast() {
+			return nil
+		}
+	}
+}
+
+// page checks the next page of the manifest, which brings the descriptors to
+// at most limit, and takes it apart. On an error every descriptor is closed.
+func (t *Taking) page(p *pb.ManifestPage, fds []*scm.FD, limit int) ([]Descriptor, error) {
+	ds, err := pageFromWire(p, fds)
+	if err != nil {
+		return nil, err
+	}
+	offered, removed := t.offered+len(ds), t.removed+len(p.GetRemoved())
+	switch {
+	case p.GetPage() != t.nextPage:
+		err = protocolError("page %d came instead of page %d", p.GetPage(), t.nextPage)
+	case p.GetControl() != nil && t.nextPage > 0:
+		err = protocolError("page %d describes the control socket, which only page 0 may", p.GetPage())
+	case len(ds) == 0 && len(p.GetRemoved()) == 0 && p.GetControl() == nil && !p.GetLast():
+		err = protocolError("page %d is empty and not the last", p.GetPage())
+	case offered > limit:
+		err = protocolError("page %d makes %d descriptors, the limit is %d", p.GetPage(), offered, limit)
+	case removed > 0 && t.call == nil:
+		err = protocolError("page %d removes descriptors from an offer that is not complete", p.GetPage())
+	case removed > offered:
+		err = protocolError("page %d makes %d removed descriptors of %d offered ones", p.GetPage(), removed, offered)
+	}
+	if err != nil {
+		closeAll(fds)
+		return nil, err
+	}
+	t.nextPage++
+	t.offered, t.removed = offered, removed
+	return ds, nil
+}
+
+// ackPage acknowledges the page that page has taken in last.
+func (t *Taking) ackPage() {
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_PageAck{PageAck: &pb.PageAck{Next: t.nextPage}}})
+}
+
+// refused waits a passing refusal out, where that is wanted.
+func (t *Taking) refused(ctx context.Context, w *pb.Refuse, until time.Time) error {
+	refused := refusedFromWire(w)
+	if !refused.Passing() {
+		return refused
+	}
+	t.log.Info("the owner asks to wait", "reason", refused.Reason)
+	if !errors.Is(refused, ErrNotReady) {
+		if !time.Now().Before(until) {
+			return refused
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, until)
+		defer cancel()
+	}
+	if err := t.link.conn.Discard(ctx); err != nil {
+		return fmt.Errorf("%w, and it stayed so: %w", refused, err)
+	}
+	return fmt.Errorf("%w: %w", ErrAskAgain, refused)
+}
+
+func refusedFromWire(w *pb.Refuse) *RefusedError {
+	e := &RefusedError{Reason: printable(w.GetReason()), code: w.GetCode(), versions: w.GetVersions()}
+	if w.GetCode() == pb.RefuseCode_REFUSE_CODE_INCOMPATIBLE {
+		e.Reason = fmt.Sprintf("%s (the owner speaks versions %v, this process %d)", e.Reason, e.versions, Version)
+	}
+	if w.GetWho() != nil {
+		who := processFromWire(w.GetWho())
+		e.Who, e.Since = &who, before(w.GetSince())
+	}
+	return e
+}
+
+// Generation returns the generation of this attempt.
+func (t *Taking) Generation() uint64 { return t.generation }
+
+// Predecessor returns who is being replaced.
+func (t *Taking) Predecessor() Process { return t.predecessor }
+
+// Progress tells the owner that this process is still initialising, and how
+// much longer that will take from now on. It is meant for people and never
+// fails; after Ready it does nothing.
+func (t *Taking) Progress(status string, extend time.Duration) {
+	if len(status) > MaxStatus {
+		status = status[:MaxStatus]
+	}
+	m := &pb.Progress{Status: printable(status), Extend: durationpb.New(max(extend, 0))}
+	t.link.post(func() error {
+		if t.call == nil {
+			t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Progress{Progress: m}})
+		}
+		return nil
+	})
+}
+
+// Ready says that this process can serve, naming the descriptors of the offer
+// that nobody asked for, and returns nil once this process owns. On an error it
+// certainly does not, and Fail of the receiver has been called. It must be
+// called once. When ctx ends before Commit the attempt is aborted.
+func (t *Taking) Ready(ctx context.Context, unclaimed []Descriptor) error {
+	call := &readyCall{ctx: ctx, unclaimed: unclaimed, result: make(chan error, 1)}
+	t.link.post(func() error {
+		t.call = call
+		return errReady
+	})
+	select {
+	case err := <-call.result:
+		return err
+	case <-t.done:
+	}
+	select {
+	case err := <-call.result: // both were there
+		return err
+	default:
+		return t.err
+	}
+}
+
+// Abort gives a candidate's attempt up because of err, and returns when Fail of
+// the receiver has been called. Once this process owns it does nothing.
+func (t *Taking) Abort(err error) {
+	ignored := make(chan struct{})
+	t.link.post(func() error {
+		if t.owns {
+			close(ignored)
+			return nil
+		}
+		return err
+	})
+	select {
+	case <-ignored:
+	case <-t.done:
+	}
+}
+
+// Leave ends this side's part: a candidate aborts, an heir forgets, an owner
+// closes its end, which tells a predecessor that has not retired to resume. It
+// returns when the machine has ended.
+func (t *Taking) Leave() {
+	t.link.post(func() error { return errStop })
+	<-t.done
+}
+
+// run is the machine, from Received on.
+func (t *Taking) run() {
+	defer close(t.done)
+	defer t.link.close()
+	step, err := t.candidacy()
+	if err != nil {
+		t.abort(err)
+		t.link.close()
+		t.err = &Error{Side: Successor, Step: step, Err: err}
+		t.receiver.Fail(t.err)
+		return
+	}
+	t.ownership()
+}
+
+// candidacy lasts until this process owns or certainly does not.
+func (t *Taking) candidacy() (string, error) {
+	m, fds, err := t.next(context.Background())
+	closeAll(fds) // a page has no place here
+	switch {
+	case errors.Is(err, errReady):
+		return t.takeOver()
+	case lost(err):
+		return t.inherit()
+	case err != nil:
+		return stepInit, err
+	default:
+		return stepInit, unexpected(m, "Ready or Abort")
+	}
+}
+
+// inherit is the life of an heir. There is nobody left to talk to.
+func (t *Taking) inherit() (string, error) {
+	t.log.Warn("the predecessor has died: this process will own the service once it is ready", "predecessor", t.predecessor)
+	t.receiver.Inherit(t.generation)
+	t.tellGone()
+	if err := t.link.idle(); !errors.Is(err, errReady) {
+		return stepInit, err
+	}
+	t.own()
+	return "", nil
+}
+
+// takeOver is everything from Ready to CommitAck.
+func (t *Taking) takeOver() (string, error) {
+	ctx, cancel := context.WithTimeoutCause(t.call.ctx, t.commitLimit, &TimeoutError{For: stepCommit, Limit: t.commitLimit})
+	defer cancel()
+	t.send(t.readyMessage())
+	final := false
+	for {
+		m, fds, err := t.next(ctx)
+		switch {
+		case lost(err):
+			t.log.Warn("the predecessor has died: this process owns the service now", "predecessor", t.predecessor)
+			t.own()
+			return "", nil
+		case err != nil:
+			return stepCommit, cancelled(t.call.ctx, err)
+		case m.GetManifestPage() != nil && !final:
+			final = m.GetManifestPage().GetLast()
+			if err := t.finalPage(m.GetManifestPage(), fds); err != nil {
+				return stepManifestPage, err
+			}
+		case m.GetCommit() != nil && final:
+			t.owns = true
+			t.receiver.Own(t.generation)
+			t.send(&pb.ClientMessage{Message: &pb.ClientMessage_CommitAck{CommitAck: &pb.CommitAck{Settle: true}}})
+			t.call.result <- nil
+			return "", nil
+		default:
+			closeAll(fds)
+			return stepCommit, unexpected(m, stepCommit)
+		}
+	}
+}
+
+// own is the adoption: nobody else can own.
+func (t *Taking) own() {
+	t.owns = true
+	t.receiver.Own(t.generation)
+	t.call.result <- nil
+}
+
+func (t *Taking) readyMessage() *pb.ClientMessage {
+	m := &pb.Ready{Unclaimed: uint32(len(t.call.unclaimed))}
+	for _, d := range t.call.unclaimed {
+		m.UnclaimedIds = append(m.UnclaimedIds, d.ID)
+		if len(m.UnclaimedNames) < 100 {
+			m.UnclaimedNames = append(m.UnclaimedNames, d.Name)
+		}
+	}
+	return &pb.ClientMessage{Message: &pb.ClientMessage_Ready{Ready: m}}
+}
+
+func (t *Taking) finalPage(p *pb.ManifestPage, fds []*scm.FD) error {
+	ds, err := t.page(p, fds, MaxDescriptors)
+	if err != nil {
+		return err
+	}
+	if err := t.receiver.Apply(Changes{Added: ds, Removed: p.GetRemoved()}); err != nil {
+		return fmt.Errorf("%w: %w", ErrDescriptor, err)
+	}
+	t.ackPage()
+	if p.GetLast() {
+		t.send(&pb.ClientMessage{Message: &pb.ClientMessage_FinalReceived{FinalReceived: &pb.FinalReceived{}}})
+	}
+	return nil
+}
+
+// ownership lasts until the predecessor has gone.
+func (t *Taking) ownership() {
+	settled := false
+	settle := func() {
+		if !settled {
+			settled = true
+			t.receiver.Settled()
+		}
+	}
+	for {
+		m, fds, err := t.next(context.Background())
+		closeAll(fds)
+		switch {
+		case errors.Is(err, errStop):
+			return
+		case err == nil && m.GetRetired() != nil:
+			settle()
+			continue
+		case err == nil && (m.GetProbationOver() != nil || m.GetDraining() != nil):
+			continue // asked and answered by CommitAck; or for a display
+		case !lost(err):
+			if err == nil {
+				err = unexpected(m, stepRetired)
+			}
+			t.log.Error("the predecessor broke the protocol: waiting for its end", "predecessor", t.predecessor, "err", err)
+			if errors.Is(t.link.deaf(), errStop) {
+				return
+			}
+		}
+		t.link.close()
+		settle()
+		t.tellGone()
+		return
+	}
+}
+
+// tellGone calls Gone, once.
+func (t *Taking) tellGone() {
+	if !t.gone {
+		t.gone = true
+		t.receiver.Gone()
+	}
+}
+
+// abort tells the predecessor why this side gives up, unless it knows.
+func (t *Taking) abort(err error) {
+	if told(err) {
+		return
+	}
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Abort{Abort: &pb.Abort{Code: abortCode(err), Reason: sentence(err)}}})
+}
+
+// patiently is next with a limit for a silent owner.
+func (t *Taking) patiently(ctx context.Context, step string, patience time.Duration) (*pb.ServerMessage, []*scm.FD, error) {
+	limited, cancel := context.WithTimeoutCause(ctx, patience, &TimeoutError{For: step, Limit: patience})
+	defer cancel()
+	m, fds, err := t.next(limited)
+	return m, fds, cancelled(ctx, err)
+}
+
+// cancelled gives the end of the caller's ctx its name. Other errors, also a
+// limit of this package's own, stay what they are.
+func cancelled(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil || !errors.Is(err, context.Cause(ctx)) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrCancelled, err)
+}
+
+// next returns the next message, in which only a manifest page may carry
+// descriptors. An Abort is returned as an error.
+func (t *Taking) next(ctx context.Context) (*pb.ServerMessage, []*scm.FD, error) {
+	m := new(pb.ServerMessage)
+	fds, err := t.link.next(ctx, m)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(fds) > 0 && m.GetManifestPage() == nil {
+		closeAll(fds)
+		return nil, nil, protocolError("%s carries %d descriptors", messageName(m), len(fds))
+	}
+	if a := m.GetAbort(); a != nil {
+		return nil, nil, &AbortedError{Reason: printable(a.GetReason()), code: a.GetCode()}
+	}
+	return m, fds, nil
+}
+
+// send writes a message. A failure is no news by itself: what the predecessor
+// had written before it left, a Refuse or an Abort perhaps, is still to be
+// read, and the next read says what has become of it.
+func (t *Taking) send(m *pb.ClientMessage) {
+	if err := t.link.send(m); err != nil {
+		t.log.Debug("a message could not be written", "message", messageName(m), "err", err)
+	}
+}

@@ -1,0 +1,258 @@
+package handoff
+
+import (
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// This file turns the package's types into messages and back. What comes from
+// the other side is checked here for form; whether a descriptor is what it
+// claims to be is for the [Receiver] to check.
+
+// CheckName reports why name cannot name a descriptor or an instance: it must
+// have 1 to [MaxName] bytes of printable UTF-8.
+func CheckName(name string) error {
+	switch {
+	case name == "":
+		return errNameEmpty
+	case len(name) > MaxName:
+		return protocolError("a name has %d bytes, the limit is %d", len(name), MaxName)
+	case !utf8.ValidString(name):
+		return protocolError("the name %q is not UTF-8", name)
+	}
+	for _, r := range name {
+		if !unicode.IsPrint(r) {
+			return protocolError("the name %q has the unprintable character %U", name, r)
+		}
+	}
+	return nil
+}
+
+var errNameEmpty = protocolError("a name is empty")
+
+func processToWire(p Process) *pb.Process {
+	return &pb.Process{
+		Instance: printable(p.Instance), BuildVersion: printable(p.BuildVersion), Epoch: p.Epoch,
+		Generation: p.Generation, Pid: int64(p.PID),
+	}
+}
+
+func processFromWire(p *pb.Process) Process {
+	return Process{
+		Instance: printable(p.GetInstance()), BuildVersion: printable(p.GetBuildVersion()),
+		Epoch: p.GetEpoch(), Generation: p.GetGeneration(), PID: int(p.GetPid()),
+	}
+}
+
+// printable bounds a text from the other side and takes out what would harm a
+// log or a terminal.
+func printable(s string) string {
+	if len(s) > maxReason {
+		s = s[:maxReason]
+	}
+	out := make([]rune, 0, len(s))
+	for _, r := range s {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			r = '?'
+		}
+		out = append(out, r)
+	}
+	return string(out)
+}
+
+func controlToWire(c *Control) *pb.Control {
+	if c == nil {
+		return nil
+	}
+	return &pb.Control{Path: c.Path, Bound: c.Bound, Dev: c.Dev, Ino: c.Ino, Backlog: uint32(c.Backlog)}
+}
+
+func controlFromWire(c *pb.Control) *Control {
+	if c == nil {
+		return nil
+	}
+	return &Control{Path: c.GetPath(), Bound: c.GetBound(), Dev: c.GetDev(), Ino: c.GetIno(), Backlog: int(c.GetBacklog())}
+}
+
+func descriptorToWire(d Descriptor) *pb.Descriptor {
+	w := &pb.Descriptor{
+		Id: d.ID, Name: d.Name, Kind: pb.Kind(d.Kind), Network: d.Network, Address: d.Address,
+		Identity: &pb.Identity{
+			Type: pb.FileType(d.Identity.Type), Domain: int32(d.Identity.Domain), SocketType: int32(d.Identity.SockType),
+			Protocol: int32(d.Identity.Protocol), Listening: d.Identity.Listening,
+			Cookie: d.Identity.Cookie, Dev: d.Identity.Dev, Ino: d.Identity.Ino,
+			Network: d.Identity.Network, Address: d.Identity.Address,
+		},
+	}
+	if u := d.UnixPath; u != nil {
+		w.UnixPath = &pb.UnixPath{Path: u.Path, Bound: u.Bound, Dev: u.Dev, Ino: u.Ino}
+	}
+	return w
+}
+
+// descriptorFromWire pairs what the manifest says with the descriptor that
+// came for it.
+func descriptorFromWire(w *pb.Descriptor, fd *scm.FD) (Descriptor, error) {
+	if err := CheckName(w.GetName()); err != nil {
+		return Descriptor{}, err
+	}
+	if w.GetKind() <= pb.Kind_KIND_UNSPECIFIED || int(w.GetKind()) >= len(kindNames) {
+		return Descriptor{}, protocolError("descriptor %q is of the unknown kind %d", w.GetName(), w.GetKind())
+	}
+	id := w.GetIdentity()
+	d := Descriptor{
+		ID: w.GetId(), Name: w.GetName(), Kind: Kind(w.GetKind()), Network: w.GetNetwork(), Address: w.GetAddress(),
+		Identity: scm.Identity{
+			Type: scm.Type(id.GetType()), Domain: int(id.GetDomain()), SockType: int(id.GetSocketType()),
+			Protocol: int(id.GetProtocol()), Listening: id.GetListening(),
+			Network: id.GetNetwork(), Address: id.GetAddress(),
+			Cookie: id.GetCookie(), Dev: id.GetDev(), Ino: id.GetIno(),
+		},
+		FD: fd,
+	}
+	if u := w.GetUnixPath(); u != nil {
+		d.UnixPath = &UnixPath{Path: u.GetPath(), Bound: u.GetBound(), Dev: u.GetDev(), Ino: u.GetIno()}
+	}
+	return d, nil
+}
+
+// page is one ManifestPage before it is sent.
+type page struct {
+	message *pb.ManifestPage
+	fds     []*scm.FD
+}
+
+// paginate makes pages of at most scm.MaxDescriptors descriptors and
+// maxPageSize bytes, at least one, numbered from first on.
+func paginate(first uint32, control *Control, added []Descriptor, removed []uint64) []page {
+	pages := []page{{message: &pb.ManifestPage{Page: first, Control: controlToWire(control)}}}
+	size := proto.Size(pages[0].message)
+	next := func(room int) *page {
+		last := &pages[len(pages)-1]
+		if len(last.fds) == scm.MaxDescriptors || size+room > maxPageSize {
+			first++
+			pages = append(pages, page{message: &pb.ManifestPage{Page: first}})
+			last, size = &pages[len(pages)-1], 0
+		}
+		size += room
+		return last
+	}
+	for _, d := range added {
+		w := descriptorToWire(d)
+		p := next(proto.Size(w) + 8) // tag and length of the element
+		p.message.Descriptors = append(p.message.Descriptors, w)
+		p.fds = append(p.fds, d.FD)
+	}
+	for _, id := range removed {
+		p := next(10) // the longest varint
+		p.message.Removed = append(p.message.Removed, id)
+	}
+	pages[len(pages)-1].message.Last = true
+	return pages
+}
+
+// pageFromWire takes a page and its descriptors apart. On an error every
+// descriptor is closed.
+func pageFromWire(w *pb.ManifestPage, fds []*scm.FD) (ds []Descriptor, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(fds)
+		}
+	}()
+	if len(fds) != len(w.GetDescriptors()) {
+		return nil, protocolError("page %d lists %d descriptors and carries %d", w.GetPage(), len(w.GetDescriptors()), len(fds))
+	}
+	for i, d := range w.GetDescriptors() {
+		descriptor, err := descriptorFromWire(d, fds[i])
+		if err != nil {
+			return nil, err
+		}
+		ds = append(ds, descriptor)
+	}
+	return ds, nil
+}
+
+func statusToWire(s *Status) *pb.StatusReply {
+	w := &pb.StatusReply{
+		Process: processToWire(s.Process), State: pb.State(s.State), Since: ago(s.Since),
+		Ready: s.Ready,
+	}
+	for _, warning := range s.Warnings {
+		w.Warnings = append(w.Warnings, oneLine(warning))
+	}
+	if a := s.Attempt; a != nil {
+		w.Attempt = &pb.Attempt{Successor: processToWire(a.Successor), Step: a.Step, Status: a.Status, Since: ago(a.Began)}
+		if !a.Deadline.IsZero() {
+			w.Attempt.Remaining = durationpb.New(time.Until(a.Deadline))
+		}
+	}
+	if f := s.LastFailure; f != nil {
+		w.LastFailure = &pb.Failure{Successor: processToWire(f.Successor), Step: f.Step, Reason: oneLine(f.Reason), Ago: ago(f.At)}
+	}
+	return w
+}
+
+// statusPages are the frames of a status: everything but descriptors in the
+// first, as many descriptors as fit in each.
+func statusPages(s *Status) []*pb.StatusReply {
+	pages := []*pb.StatusReply{statusToWire(s)}
+	size := 0
+	for _, d := range s.Descriptors {
+		w := &pb.DescriptorStatus{
+			Name: printable(d.Name), Kind: pb.Kind(d.Kind), Network: d.Network, Address: printable(d.Address), Origin: pb.Origin(d.Origin),
+		}
+		if size += proto.Size(w) + 8; size > maxPageSize {
+			pages, size = append(pages, &pb.StatusReply{}), 0
+		}
+		last := pages[len(pages)-1]
+		last.Descriptors = append(last.Descriptors, w)
+	}
+	pages[len(pages)-1].Last = true
+	return pages
+}
+
+// addPage takes one page of a status in.
+func (s *Status) addPage(w *pb.StatusReply) {
+	if w.GetProcess() != nil {
+		s.Process = processFromWire(w.GetProcess())
+		s.State = State(w.GetState())
+		s.Since = before(w.GetSince())
+		s.Ready = w.GetReady()
+		for _, warning := range w.GetWarnings() {
+			s.Warnings = append(s.Warnings, printable(warning))
+		}
+		if a := w.GetAttempt(); a != nil {
+			s.Attempt = &Attempt{
+				Successor: processFromWire(a.GetSuccessor()), Step: printable(a.GetStep()),
+				Status: printable(a.GetStatus()), Began: before(a.GetSince()),
+			}
+			if a.GetRemaining() != nil {
+				s.Attempt.Deadline = time.Now().Add(a.GetRemaining().AsDuration())
+			}
+		}
+		if f := w.GetLastFailure(); f != nil {
+			s.LastFailure = &Failure{
+				Successor: processFromWire(f.GetSuccessor()), Step: printable(f.GetStep()),
+				Reason: printable(f.GetReason()), At: before(f.GetAgo()),
+			}
+		}
+	}
+	for _, d := range w.GetDescriptors() {
+		s.Descriptors = append(s.Descriptors, DescriptorStatus{
+			Name: printable(d.GetName()), Kind: Kind(d.GetKind()), Network: printable(d.GetNetwork()),
+			Address: printable(d.GetAddress()), Origin: Origin(d.GetOrigin()),
+		})
+	}
+}
+
+// ago and before carry times as durations: the two sides may not share a clock.
+func ago(t time.Time) *durationpb.Duration { return durationpb.New(time.Since(t)) }
+
+func before(d *durationpb.Duration) time.Time { return time.Now().Add(-d.AsDuration()) }
