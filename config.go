@@ -1,0 +1,259 @@
+package crossfade
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/pidfile"
+	"github.com/crossfade-go/crossfade/internal/rendezvous"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// The defaults of [Config].
+const (
+	DefaultSocketMode      = 0o600
+	DefaultDialTimeout     = 5 * time.Second
+	DefaultReadyTimeout    = time.Minute
+	DefaultMaxReadyTimeout = 10 * time.Minute
+	DefaultCommitTimeout   = 10 * time.Second
+)
+
+// helloTimeout is how long an authorised client of the control socket may take
+// for its first message.
+const helloTimeout = 5 * time.Second
+
+// Peer is who is at the other end of a connection to the control socket, as the
+// kernel says.
+type Peer = scm.Peer
+
+// Successor is a process that asks to take over, as [Config.AcceptSuccessor]
+// sees it.
+type Successor = handoff.Candidate
+
+// Config configures an [Upgrader]. The zero value and nil work; New reads it
+// once and never changes it.
+type Config struct {
+	// Socket is the path of the control socket. Empty: the environment's
+	// CROSSFADE_SOCKET; if that is empty too, only successors that Upgrade
+	// starts can take over. A relative path is resolved once, by New. At most
+	// 106 bytes on Linux.
+	Socket string
+	// SocketMode is the mode of the socket and its lock file (default 0600),
+	// in force before anyone can connect.
+	SocketMode fs.FileMode
+	// SocketGroup is the group of the socket and its lock file, by name or
+	// number. Its members may connect too, given a SocketMode of 0660.
+	SocketGroup string
+
+	// Instance names this run of the program in every status and log: 1 to
+	// 200 bytes. Default: CROSSFADE_INSTANCE, else random.
+	Instance string
+	// BuildVersion is the program's version, shown everywhere.
+	BuildVersion string
+	// Epoch orders deployments: an owner refuses a successor of a lower epoch
+	// unless that one's environment has CROSSFADE_FORCE=1. Default:
+	// CROSSFADE_EPOCH, else 0.
+	Epoch uint64
+
+	// DialTimeout is how long New waits for a silent owner, at each step
+	// (default 5 s).
+	DialTimeout time.Duration
+	// Wait is how long New queues while the owner is busy with another
+	// successor. Default 0: not at all. An owner that is not ready yet is
+	// always waited for, as long as New's context allows.
+	Wait time.Duration
+	// ReadyTimeout is how long a successor may take from the offer to Ready
+	// (default 1 min).
+	ReadyTimeout time.Duration
+	// MaxReadyTimeout is how far Progress may extend that, counted from the
+	// offer (default 10 min, at least ReadyTimeout).
+	MaxReadyTimeout time.Duration
+	// CommitTimeout bounds the time from a successor's Ready to Commit, in
+	// which the registry stands still (default 10 s).
+	CommitTimeout time.Duration
+	// DrainTimeout ends the contexts of DrainContext, counted from Exit.
+	// Default 0: never.
+	DrainTimeout time.Duration
+
+	// AcceptSuccessor is the owner's policy: an error refuses the successor
+	// with its text. Several may run at once; ctx ends after a few seconds.
+	AcceptSuccessor func(ctx context.Context, s Successor) error
+	// Authorize decides who may speak on the control socket, by the kernel's
+	// credentials, before a byte is read. Default: the same effective user,
+	// root, and with SocketGroup the members of that group. peer is nil on a
+	// system that does not tell credentials; there the default relies on the
+	// file mode.
+	Authorize func(peer *Peer) error
+	// RequireAllClaimed makes Ready fail if anything that the predecessor
+	// offered was not asked for, so that a forgotten listener does not
+	// disappear silently.
+	RequireAllClaimed bool
+
+	// Command makes what Upgrade starts; ctx bounds the making only. Default:
+	// os.Args[0] as New found it, made absolute but with its symbolic links
+	// not resolved, the same arguments, working directory and environment,
+	// and inherited output.
+	Command func(ctx context.Context) (*exec.Cmd, error)
+	// PIDFile is written when this process becomes the owner and removed by
+	// the owner that stops for good.
+	PIDFile string
+	// ListenConfig opens what Listen and ListenPacket do not find among the
+	// inherited. Its keep-alive settings hold for inherited listeners too.
+	ListenConfig *net.ListenConfig
+	// Logger gets what an operator should know of (default slog.Default).
+	Logger *slog.Logger
+	// Disabled turns handoffs off, for development, tests and systems without
+	// them: Listen opens, Ready is nil, Upgrade says errors.ErrUnsupported.
+	Disabled bool
+}
+
+// populate returns a copy with the defaults filled in, or what is wrong.
+func (c *Config) populate(env environment) (*Config, error) {
+	var p Config
+	if c != nil {
+		p = *c
+	}
+	setDefault(&p.Socket, env.socket)
+	setDefault(&p.SocketMode, DefaultSocketMode)
+	setDefault(&p.Instance, env.instance)
+	setDefault(&p.Instance, rand.Text())
+	setDefault(&p.Epoch, env.epoch)
+	setDefault(&p.DialTimeout, DefaultDialTimeout)
+	setDefault(&p.ReadyTimeout, DefaultReadyTimeout)
+	setDefault(&p.MaxReadyTimeout, max(DefaultMaxReadyTimeout, p.ReadyTimeout))
+	setDefault(&p.CommitTimeout, DefaultCommitTimeout)
+	if p.ListenConfig == nil {
+		p.ListenConfig = new(net.ListenConfig)
+	}
+	if p.Logger == nil {
+		p.Logger = slog.Default()
+	}
+	if p.Authorize == nil {
+		group, err := rendezvous.LookupGroup(p.SocketGroup)
+		if err != nil {
+			return nil, err
+		}
+		p.Authorize = func(peer *Peer) error { return authorize(peer, group) }
+	}
+	if p.Command == nil {
+		command, err := defaultCommand()
+		if err != nil {
+			return nil, err
+		}
+		p.Command = command
+	}
+	return &p, p.validate()
+}
+
+func (c *Config) validate() error {
+	if err := handoff.CheckName(c.Instance); err != nil {
+		return fmt.Errorf("Config.Instance: %w", err)
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"DialTimeout", c.DialTimeout},
+		{"Wait", c.Wait},
+		{"ReadyTimeout", c.ReadyTimeout},
+		{"MaxReadyTimeout", c.MaxReadyTimeout},
+		{"CommitTimeout", c.CommitTimeout},
+		{"DrainTimeout", c.DrainTimeout},
+	} {
+		if d.value < 0 {
+			return fmt.Errorf("Config.%s is %v: a duration cannot be negative", d.name, d.value)
+		}
+	}
+	if c.MaxReadyTimeout < c.ReadyTimeout {
+		return fmt.Errorf("Config.MaxReadyTimeout (%v) is below ReadyTimeout (%v)", c.MaxReadyTimeout, c.ReadyTimeout)
+	}
+	if c.Socket != "" {
+		if err := rendezvous.CheckPath("unix", c.Socket); err != nil {
+			return fmt.Errorf("Config.Socket: %w", err)
+		}
+	}
+	if c.PIDFile != "" {
+		if err := pidfile.Check(c.PIDFile); err != nil {
+			return fmt.Errorf("Config.PIDFile: %w", err)
+		}
+	}
+	return nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// place is where the control socket is and what rights it has.
+func (c *Config) place() rendezvous.Place {
+	return rendezvous.Place{Path: c.Socket, Mode: c.SocketMode, Group: c.SocketGroup}
+}
+
+func (c *Config) process() handoff.Process {
+	return handoff.Process{Instance: c.Instance, BuildVersion: c.BuildVersion, Epoch: c.Epoch, PID: os.Getpid()}
+}
+
+// authorize is the default of [Config.Authorize]. group is -1 for none.
+func authorize(peer *Peer, group int) error {
+	own := os.Geteuid()
+	switch {
+	case peer == nil:
+		return nil // connecting needed write permission on the socket's file
+	case peer.Unmapped():
+		return fmt.Errorf("%w: the client's user has no number in this user namespace, so it cannot be known", ErrDenied)
+	case peer.UID == 0, int(peer.UID) == own:
+		return nil
+	case group >= 0 && (int(peer.GID) == group || slices.Contains(peer.Groups, uint32(group))):
+		return nil
+	case group >= 0:
+		return fmt.Errorf("%w: uid %d is neither root nor uid %d nor a member of group %d", ErrDenied, peer.UID, own, group)
+	default:
+		return fmt.Errorf("%w: uid %d is neither root nor uid %d; Config.SocketGroup can admit a group", ErrDenied, peer.UID, own)
+	}
+}
+
+// defaultCommand is this program as it was started: the path that the caller
+// used, so that a symbolic link which has been switched leads to the new code.
+// os.Executable would name the old file.
+func defaultCommand() (func(context.Context) (*exec.Cmd, error), error) {
+	if len(os.Args) == 0 {
+		return func(context.Context) (*exec.Cmd, error) {
+			return nil, errors.New("the program was started without arguments: set Config.Command")
+		}, nil
+	}
+	path, args := os.Args[0], slices.Clone(os.Args)
+	if !strings.ContainsRune(path, filepath.Separator) {
+		found, err := exec.LookPath(path)
+		if err != nil {
+			return func(context.Context) (*exec.Cmd, error) {
+				return nil, fmt.Errorf("this program cannot be started again, set Config.Command: %w", err)
+			}, nil
+		}
+		path = found
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	return func(context.Context) (*exec.Cmd, error) {
+		return &exec.Cmd{Path: path, Args: args, Dir: dir, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}, nil
+	}, nil
+}

@@ -1,0 +1,50 @@
+// Package crossfade lets a network service be replaced by another process
+// while it serves, without a client noticing.
+//
+// The old process, the predecessor, serves a control unix socket. The new one,
+// the successor, is started by anyone: another binary, another path, another
+// container. It connects to the socket, receives the named listening sockets,
+// initialises in its own time, and says that it is ready before the old one
+// steps down:
+//
+//	upg, err := crossfade.New(ctx, &crossfade.Config{Socket: "/run/app/control.sock"})
+//	if err != nil { ... }
+//	defer upg.Stop()
+//	ln, err := upg.Listen(ctx, "http", "tcp", ":8080")
+//	if err != nil { ... }
+//	srv := &http.Server{Handler: h}
+//	go srv.Serve(ln)
+//	if err := upg.Ready(ctx); err != nil { ... }
+//	<-upg.Exit()
+//	drain, cancel := upg.DrainContext(context.Background())
+//	defer cancel()
+//	srv.Shutdown(drain)
+//
+// # What it promises
+//
+//   - No old code keeps running after a successful upgrade.
+//   - The successor has a grace period for its initialisation.
+//   - A crash before it is ready is fine: the predecessor never stopped serving.
+//   - One upgrade runs at a time.
+//   - There are never two owners: one process decides, and the connection
+//     between the two is the lease by which the other may act.
+//   - Whoever triggered an upgrade learns the outcome and its reason.
+//
+// # When a process accepts
+//
+// A first process accepts at once. A successor accepts nothing before Ready has
+// returned nil: Serve may be called earlier, and waits. So an upgrade that fails
+// has not touched a client, and a process must not check itself through its own
+// listener before Ready. The predecessor goes on accepting until its successor
+// owns; then its Accept waits, and only Close by the program ends it, so that a
+// server never sees its listener vanish.
+//
+// # What a program does
+//
+// On an error of New or Ready: exit with a status other than 0. Never start
+// afresh instead: the predecessor still serves. On Exit: finish what is open
+// and exit with status 0. Stop is right in every state, so defer it.
+//
+// The protocol is described in docs/protocol.md. Package handoff implements it
+// for other facades; package tableflip has the API of the library of that name.
+package crossfade

@@ -1,0 +1,87 @@
+package crossfade
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// The environment of a process that is to take over. New removes all of it, so
+// that the program's own children take over nothing.
+const (
+	envPrefix   = "CROSSFADE_"
+	envSocket   = envPrefix + "SOCKET"   // the path of the control socket
+	envFD       = envPrefix + "FD"       // an inherited connection to the owner
+	envInstance = envPrefix + "INSTANCE" // the name of this run
+	envEpoch    = envPrefix + "EPOCH"    // the epoch of this deployment
+	envForce    = envPrefix + "FORCE"    // 1: take over from a higher epoch too
+)
+
+// environment is what the variables said.
+type environment struct {
+	socket   string
+	fd       int // -1 if there is none
+	instance string
+	epoch    uint64
+	force    bool
+}
+
+// envMu makes taking the environment one step: of two Upgraders in one process
+// only one gets it.
+var envMu sync.Mutex
+
+// takeEnvironment reads the variables and removes them.
+func takeEnvironment() (environment, error) {
+	envMu.Lock()
+	defer envMu.Unlock()
+	vars := make(map[string]string)
+	for _, kv := range os.Environ() {
+		if name, value, ok := strings.Cut(kv, "="); ok && strings.HasPrefix(name, envPrefix) {
+			vars[name] = value
+			if err := os.Unsetenv(name); err != nil {
+				return environment{}, err
+			}
+		}
+	}
+	env := environment{socket: vars[envSocket], instance: vars[envInstance], fd: -1}
+	if v := vars[envFD]; v != "" {
+		fd, err := strconv.Atoi(v)
+		if err != nil || fd < 3 {
+			return environment{}, fmt.Errorf("%s=%q is not the number of an inherited descriptor", envFD, v)
+		}
+		env.fd = fd
+	}
+	if v := vars[envEpoch]; v != "" {
+		epoch, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			return environment{}, fmt.Errorf("%s=%q is not a number", envEpoch, v)
+		}
+		env.epoch = epoch
+	}
+	if v := vars[envForce]; v != "" {
+		force, err := strconv.ParseBool(v)
+		if err != nil {
+			return environment{}, fmt.Errorf("%s=%q is neither 0 nor 1", envForce, v)
+		}
+		env.force = force
+	}
+	return env, nil
+}
+
+// childEnviron returns environ without the variables of an earlier handoff and
+// with those that a process needs to take over through the descriptor fd.
+func childEnviron(environ []string, c *Config, instance string, fd int) []string {
+	environ = slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
+		return strings.HasPrefix(kv, envPrefix)
+	})
+	if c.Socket != "" {
+		environ = append(environ, envSocket+"="+c.Socket)
+	}
+	if c.Epoch != 0 {
+		environ = append(environ, envEpoch+"="+strconv.FormatUint(c.Epoch, 10))
+	}
+	return append(environ, envInstance+"="+instance, envFD+"="+strconv.Itoa(fd))
+}

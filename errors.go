@@ -1,0 +1,61 @@
+package crossfade
+
+import (
+	"errors"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/rendezvous"
+)
+
+// How a process's part ended: what [Upgrader.Err] returns after Exit.
+var (
+	// ErrRetired: the successor has taken over. Finish what is open and exit
+	// with status 0.
+	ErrRetired = errors.New("retired: the successor has taken over")
+	// ErrStopped: Stop was called.
+	ErrStopped = errors.New("stopped")
+)
+
+// What a caller can act on. Match with [errors.Is].
+var (
+	// ErrNotInherited: the predecessor handed nothing of that name over.
+	ErrNotInherited = errors.New("not inherited")
+	// ErrNameTaken: the name is in use; Close or Remove what has it first.
+	ErrNameTaken = errors.New("the name is in use")
+	// ErrHandoffInProgress: the registry cannot change between Ready and
+	// Commit of a successor, and this has lasted longer than CommitTimeout.
+	ErrHandoffInProgress = errors.New("a handoff is being committed")
+	// ErrOutcomeUnknown: the caller stopped waiting after Commit was written.
+	ErrOutcomeUnknown = errors.New("the outcome is not known yet")
+	// ErrOwnerUnknown: whether somebody owns the control path cannot be said,
+	// so nothing was bound. Never start afresh on it.
+	ErrOwnerUnknown = rendezvous.ErrOwnerUnknown
+	// ErrControlLost: the control path leads to another file than this
+	// process's socket: it serves, and hands over to nobody.
+	ErrControlLost = rendezvous.ErrControlLost
+
+	// ErrBusy: another handoff is under way.
+	ErrBusy = handoff.ErrBusy
+	// ErrNotReady: the owner has not called Ready yet.
+	ErrNotReady = handoff.ErrNotReady
+	// ErrPolicy: the owner's AcceptSuccessor or Epoch refused.
+	ErrPolicy = handoff.ErrPolicy
+	// ErrDenied: the owner's Authorize, or its default, refused.
+	ErrDenied = handoff.ErrDenied
+	// ErrIncompatible: the two sides speak no common protocol version.
+	ErrIncompatible = handoff.ErrIncompatible
+	// ErrStopping: the owner is stopping for good.
+	ErrStopping = handoff.ErrStopping
+	// ErrTimeout: a step of the handoff took longer than its limit. The text,
+	// and [handoff.TimeoutError], name the step and the limit.
+	ErrTimeout = handoff.ErrTimeout
+	// ErrAborted: the other side gave the handoff up; the text has its reason.
+	ErrAborted = handoff.ErrAborted
+	// ErrLost: the other side died or left.
+	ErrLost = handoff.ErrLost
+	// ErrUnclaimed: an offered descriptor was not asked for, and
+	// RequireAllClaimed is set.
+	ErrUnclaimed = handoff.ErrUnclaimed
+	// ErrLimit: a limit of the system is too low for what is handed over.
+	ErrLimit = handoff.ErrLimit
+)

@@ -1,0 +1,486 @@
+package crossfade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/pausable"
+	"github.com/crossfade-go/crossfade/internal/rendezvous"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// reservedPrefix starts the names of what the library itself hands over.
+const reservedPrefix = "crossfade."
+
+// Fds is the registry of named descriptors: what was inherited, and what the
+// next successor gets. All names share one space: 1 to 200 bytes of printable
+// UTF-8, not starting with "crossfade.". Its methods may be called
+// concurrently.
+//
+// While a successor is between Ready and Commit, milliseconds as a rule,
+// changes wait, at most for CommitTimeout; then they return
+// ErrHandoffInProgress. Once this process is out they return [Upgrader.Err].
+type Fds struct {
+	log      *slog.Logger
+	limit    time.Duration  // how long a change waits for a thaw
+	accepted func(net.Conn) // called with each accepted connection, or nil
+
+	mu        sync.Mutex
+	byID      map[uint64]*entry
+	byName    map[string]*entry // without inherited ones whose name was taken by another address
+	opening   map[string]bool   // names whose socket is being opened
+	lastID    uint64
+	accepting bool            // this process takes from its sockets
+	offered   map[uint64]bool // ids in the offer under way, nil if there is none
+	kept      []*scm.FD       // removed during the offer: open until it has ended
+	thawed    chan struct{}   // not nil while frozen; closed at the thaw
+	deferred  []func()        // removals that could not wait for the thaw
+	out       error           // why nothing can change any more
+}
+
+// entry is one descriptor.
+type entry struct {
+	handoff.Descriptor
+	origin    handoff.Origin
+	offeredID uint64 // the predecessor's number for it
+	late      bool   // came in a last page: claimable until Settled
+	listener  *pausable.Listener
+	packets   pausable.PacketConn
+}
+
+func newFds(log *slog.Logger, limit time.Duration, accepted func(net.Conn)) *Fds {
+	return &Fds{
+		log: log, limit: limit, accepted: accepted,
+		byID: make(map[uint64]*entry), byName: make(map[string]*entry), opening: make(map[string]bool),
+	}
+}
+
+// Listener returns the inherited listener of that name: a wrapper as from
+// [Upgrader.Listen]. Errors: ErrNotInherited; ErrNameTaken if it was asked for
+// before.
+func (f *Fds) Listener(name string) (net.Listener, error) {
+	e, err := f.claim(name, handoff.KindListener, nil)
+	if err != nil {
+		return nil, err
+	}
+	return e.listener, nil
+}
+
+// AddListener registers a listener that the program has opened, and returns
+// the wrapper to use instead. ln must implement [syscall.Conn]; it is closed,
+// without being unlinked, once its descriptor was duplicated. On an error ln
+// remains the caller's.
+func (f *Fds) AddListener(name string, ln net.Listener) (net.Listener, error) {
+	e, err := f.add(name, handoff.KindListener, ln, ln.Addr())
+	if err != nil {
+		return nil, err
+	}
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	return e.listener, ln.Close()
+}
+
+// PacketConn returns the inherited packet conn of that name: a wrapper as from
+// [Upgrader.ListenPacket]. Errors: ErrNotInherited; ErrNameTaken if it was
+// asked for before.
+func (f *Fds) PacketConn(name string) (net.PacketConn, error) {
+	e, err := f.claim(name, handoff.KindPacketConn, nil)
+	if err != nil {
+		return nil, err
+	}
+	return e.packets, nil
+}
+
+// AddPacketConn registers a packet conn that the program has opened, and
+// returns the wrapper to use instead. pc must implement [syscall.Conn]; it is
+// closed once its descriptor was duplicated. On an error pc remains the
+// caller's.
+func (f *Fds) AddPacketConn(name string, pc net.PacketConn) (net.PacketConn, error) {
+	e, err := f.add(name, handoff.KindPacketConn, pc, pc.LocalAddr())
+	if err != nil {
+		return nil, err
+	}
+	return e.packets, pc.Close()
+}
+
+// Conn returns the inherited connection of that name, which leaves the
+// registry: it is the caller's alone. Errors: ErrNotInherited.
+func (f *Fds) Conn(name string) (net.Conn, error) {
+	e, err := f.claim(name, handoff.KindConn, nil)
+	if err != nil {
+		return nil, err
+	}
+	c, err := e.FD.Conn()
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	f.dropLocked(e)
+	f.mu.Unlock()
+	return c, nil
+}
+
+// AddConn registers a duplicate of an established connection for the next
+// successor. conn must implement [syscall.Conn] and remains the caller's.
+func (f *Fds) AddConn(name string, conn net.Conn) error {
+	_, err := f.add(name, handoff.KindConn, conn, conn.LocalAddr())
+	return err
+}
+
+// File returns a duplicate of the inherited file of that name, which is the
+// caller's; the registry keeps its own for the next successor. Errors:
+// ErrNotInherited; ErrNameTaken if it was asked for before.
+func (f *Fds) File(name string) (*os.File, error) {
+	e, err := f.claim(name, handoff.KindFile, nil)
+	if err != nil {
+		return nil, err
+	}
+	return e.FD.File(name)
+}
+
+// AddFile registers a duplicate of a file, such as a pipe, a memfd or a lock,
+// for the next successor. file remains the caller's. It must not be a socket:
+// those have methods of their own.
+func (f *Fds) AddFile(name string, file *os.File) error {
+	_, err := f.add(name, handoff.KindFile, file, nil)
+	return err
+}
+
+// Remove takes a name out of the registry: the next successor does not get it.
+// A listener or packet conn of that name works on in this process. Errors:
+// ErrNotInherited if there is no such name.
+func (f *Fds) Remove(name string) error {
+	unlock, err := f.change(context.Background())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	e := f.byName[name]
+	if e == nil {
+		return fmt.Errorf("%q: %w", name, ErrNotInherited)
+	}
+	f.dropLocked(e)
+	return nil
+}
+
+// All lists the registry by name: what was inherited and asked for, what was
+// not asked for, and what was added.
+func (f *Fds) All() []handoff.DescriptorStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make([]handoff.DescriptorStatus, 0, len(f.byID))
+	for _, e := range f.sortedLocked() {
+		all = append(all, handoff.DescriptorStatus{
+			Name: e.Name, Kind: e.Kind, Network: e.Network, Address: e.Address, Origin: e.origin,
+		})
+	}
+	slices.SortStableFunc(all, func(a, b handoff.DescriptorStatus) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// change waits until the registry may change, and returns with it locked.
+func (f *Fds) change(ctx context.Context) (unlock func(), err error) {
+	var limit <-chan time.Time
+	f.mu.Lock()
+	for f.thawed != nil && f.out == nil {
+		thawed := f.thawed
+		f.mu.Unlock()
+		if limit == nil {
+			timer := time.NewTimer(f.limit)
+			defer timer.Stop()
+			limit = timer.C
+		}
+		select {
+		case <-thawed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-limit:
+			return nil, fmt.Errorf("%w, for more than %v", ErrHandoffInProgress, f.limit)
+		}
+		f.mu.Lock()
+	}
+	if f.out != nil {
+		f.mu.Unlock()
+		return nil, fmt.Errorf("the registry is closed: %w", f.out)
+	}
+	return f.mu.Unlock, nil
+}
+
+// checkName says whether a program may use the name.
+func checkName(name string) error {
+	if err := handoff.CheckName(name); err != nil {
+		return err
+	}
+	if strings.HasPrefix(name, reservedPrefix) {
+		return fmt.Errorf("the name %q starts with %q, which the library keeps for itself", name, reservedPrefix)
+	}
+	return nil
+}
+
+// claim returns the inherited descriptor of that name and kind, if fits, which
+// may be nil, wants it. ErrNotInherited says that there is none.
+func (f *Fds) claim(name string, kind handoff.Kind, fits func(*entry) bool) (*entry, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	f.mu.Lock() // claiming changes nothing that is handed over, so it need not wait
+	defer f.mu.Unlock()
+	e := f.byName[name]
+	switch {
+	case f.out != nil:
+		return nil, fmt.Errorf("%q: the registry is closed: %w", name, f.out)
+	case e == nil:
+		return nil, fmt.Errorf("%q: %w", name, ErrNotInherited)
+	case e.origin != handoff.OriginUnclaimed:
+		return nil, fmt.Errorf("%q: %w: %s %s %s", name, ErrNameTaken, e.Kind, e.Network, e.Address)
+	case e.Kind != kind:
+		return nil, fmt.Errorf("%q was inherited as a %s, not a %s: %w", name, e.Kind, kind, ErrNotInherited)
+	case fits != nil && !fits(e):
+		return nil, fmt.Errorf("%q was inherited as %s %s: %w", name, e.Network, e.Address, ErrNotInherited)
+	}
+	if err := f.wrapLocked(e); err != nil {
+		return nil, fmt.Errorf("%q: %w", name, err)
+	}
+	e.origin = handoff.OriginInherited
+	return e, nil
+}
+
+// add registers a duplicate of what the program has opened, which remains the
+// caller's.
+func (f *Fds) add(name string, kind handoff.Kind, opened any, addr net.Addr) (*entry, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	d, err := describe(opened, addr)
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", name, err)
+	}
+	d.Name, d.Kind = name, kind
+	if kind != handoff.KindConn { // whose local address is its listener's path
+		d.UnixPath = unixPathOf(addr)
+	}
+	return f.insert(context.Background(), d)
+}
+
+// describe duplicates the descriptor of what the program has opened.
+func describe(opened any, addr net.Addr) (handoff.Descriptor, error) {
+	conn, ok := opened.(syscall.Conn)
+	if !ok {
+		return handoff.Descriptor{}, fmt.Errorf("a %T does not implement syscall.Conn, so its descriptor cannot be handed over", opened)
+	}
+	fd, err := scm.DupFD(conn)
+	if err != nil {
+		return handoff.Descriptor{}, err
+	}
+	d := handoff.Descriptor{FD: fd}
+	if addr != nil {
+		d.Network, d.Address = addr.Network(), addr.String()
+	}
+	return d, nil
+}
+
+// unixPathOf finds the file of a unix socket that the program has opened
+// itself, nil if there is none.
+func unixPathOf(addr net.Addr) *handoff.UnixPath {
+	a, ok := addr.(*net.UnixAddr)
+	if !ok {
+		return nil
+	}
+	id, err := rendezvous.Identify(a.Name)
+	if err != nil {
+		return nil // an abstract name, or unlinked already
+	}
+	return &handoff.UnixPath{Path: id.Path, Bound: a.Name, Dev: id.Dev, Ino: id.Ino}
+}
+
+// insert registers a descriptor that this process has opened. It takes
+// ownership of d.FD, also on an error.
+func (f *Fds) insert(ctx context.Context, d handoff.Descriptor) (e *entry, err error) {
+	defer func() {
+		if err != nil {
+			_ = d.FD.Close()
+			err = fmt.Errorf("%q: %w", d.Name, err)
+		}
+	}()
+	if d.Identity, err = d.FD.Identify(); err != nil {
+		return nil, err
+	}
+	if err := checkKind(d); err != nil {
+		return nil, err
+	}
+	unlock, err := f.change(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	old := f.byName[d.Name]
+	if old != nil && old.origin != handoff.OriginUnclaimed {
+		return nil, fmt.Errorf("%w: %s %s %s", ErrNameTaken, old.Kind, old.Network, old.Address)
+	}
+	f.lastID++
+	d.ID = f.lastID
+	e = &entry{Descriptor: d, origin: handoff.OriginAdded}
+	if err := f.wrapLocked(e); err != nil {
+		return nil, err
+	}
+	f.byID[d.ID] = e
+	f.byName[d.Name] = e // old, if there is one, stays unclaimed without its name
+	return e, nil
+}
+
+// reserve keeps a name for a socket that is about to be opened.
+func (f *Fds) reserve(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.opening[name] {
+		return fmt.Errorf("%q: %w: it is being opened", name, ErrNameTaken)
+	}
+	f.opening[name] = true
+	return nil
+}
+
+func (f *Fds) unreserve(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.opening, name)
+}
+
+// refuseShared refuses a fresh socket on the address of an inherited one: with
+// SO_REUSEPORT the kernel would give it connections before this process may
+// answer any.
+func (f *Fds) refuseShared(d handoff.Descriptor) error {
+	id, err := d.FD.Identify()
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.accepting {
+		return nil
+	}
+	for _, e := range f.byID {
+		if e.offeredID != 0 && e.Identity.Network == id.Network && e.Identity.Address == id.Address {
+			return fmt.Errorf("%s %s is inherited under the name %q: a second socket there (SO_REUSEPORT) would take its clients before this process owns; ask for %q",
+				d.Network, d.Address, e.Name, e.Name)
+		}
+	}
+	return nil
+}
+
+// checkKind reports a descriptor that is not what it is to be registered as.
+func checkKind(d handoff.Descriptor) error {
+	id := d.Identity
+	socket := id.Type == scm.TypeSocket
+	packets := id.Network == "udp" || id.Network == "unixgram"
+	switch d.Kind {
+	case handoff.KindListener:
+		if id.Listening {
+			return nil
+		}
+	case handoff.KindPacketConn:
+		if socket && packets {
+			return nil
+		}
+	case handoff.KindConn:
+		if socket && !id.Listening {
+			return nil
+		}
+	default:
+		if !socket {
+			return nil
+		}
+	}
+	return fmt.Errorf("the descriptor is no %s but %s", d.Kind, id)
+}
+
+// wrapLocked gives a listener or packet conn its wrapper, paused unless this
+// process takes from its sockets.
+func (f *Fds) wrapLocked(e *entry) (err error) {
+	closed := func() { f.closed(e) }
+	switch e.Kind {
+	case handoff.KindListener:
+		opts := pausable.ListenerOptions{Accepted: f.accepted, Closed: closed}
+		if u := e.UnixPath; u != nil {
+			opts.Addr = &net.UnixAddr{Name: u.Path, Net: e.Network} // it was bound to another name
+		}
+		e.listener, err = pausable.NewListener(e.FD, opts)
+		if err == nil && f.accepting {
+			err = e.listener.Resume()
+		}
+	case handoff.KindPacketConn:
+		e.packets, err = pausable.NewPacketConn(e.FD, closed)
+		if err == nil && f.accepting {
+			e.packets.Resume()
+		}
+	}
+	return err
+}
+
+// closed follows the program's Close of a wrapper.
+func (f *Fds) closed(e *entry) {
+	unlock, err := f.change(context.Background())
+	if errors.Is(err, ErrHandoffInProgress) {
+		f.mu.Lock()
+		f.deferred = append(f.deferred, func() { f.dropLocked(e) })
+		f.mu.Unlock()
+		return
+	}
+	if err != nil {
+		return // this process is out: what it held is closed, and the path is another's
+	}
+	owner := f.accepting
+	present := f.byID[e.ID] == e
+	f.dropLocked(e)
+	unlock()
+	if present && e.UnixPath != nil && (owner || e.origin == handoff.OriginAdded) {
+		f.unlink(e)
+	}
+}
+
+// dropLocked takes an entry out. While an offer is under way its descriptor
+// stays open, because it may be about to be sent.
+func (f *Fds) dropLocked(e *entry) {
+	if f.byID[e.ID] != e {
+		return
+	}
+	delete(f.byID, e.ID)
+	if f.byName[e.Name] == e {
+		delete(f.byName, e.Name)
+	}
+	if f.offered != nil {
+		f.kept = append(f.kept, e.FD)
+		return
+	}
+	_ = e.FD.Close()
+}
+
+func (f *Fds) unlink(e *entry) {
+	u := e.UnixPath
+	ctx, cancel := context.WithTimeout(context.Background(), f.limit)
+	defer cancel()
+	err := rendezvous.Remove(ctx, rendezvous.Place{Network: e.Network, Path: u.Path},
+		rendezvous.Identity{Path: u.Path, Bound: u.Bound, Dev: u.Dev, Ino: u.Ino})
+	if err != nil {
+		f.log.Warn("the path of a unix listener stays", "name", e.Name, "err", err)
+	}
+}
+
+func (f *Fds) sortedLocked() []*entry {
+	entries := make([]*entry, 0, len(f.byID))
+	for _, e := range f.byID {
+		entries = append(entries, e)
+	}
+	slices.SortFunc(entries, func(a, b *entry) int { return int(a.ID) - int(b.ID) })
+	return entries
+}

@@ -1,0 +1,297 @@
+package crossfade
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// This file is the registry as a handoff sees it: what a predecessor offers,
+// freezes and gives up, and what a successor receives, checks and owns.
+
+// offer lists everything for a successor. Until thaw, resume or retire what it
+// lists stays open.
+func (f *Fds) offer() []handoff.Descriptor {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.offered = make(map[uint64]bool, len(f.byID))
+	ds := make([]handoff.Descriptor, 0, len(f.byID))
+	for _, e := range f.sortedLocked() {
+		if f.byName[e.Name] == e { // what lost its name to another address ends here
+			f.offered[e.ID] = true
+			ds = append(ds, e.Descriptor)
+		}
+	}
+	return ds
+}
+
+// freeze makes changes wait, pauses the packet conns, which two processes must
+// not read at once, and returns what has changed since the offer.
+func (f *Fds) freeze() *handoff.Changes {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.thawed = make(chan struct{})
+	changes := new(handoff.Changes)
+	left := f.offered
+	for _, e := range f.sortedLocked() {
+		switch {
+		case f.byName[e.Name] != e:
+		case left[e.ID]:
+			delete(left, e.ID)
+		default:
+			changes.Added = append(changes.Added, e.Descriptor)
+		}
+		if e.packets != nil {
+			e.packets.Pause()
+		}
+	}
+	for id := range left {
+		changes.Removed = append(changes.Removed, id)
+	}
+	slices.Sort(changes.Removed)
+	return changes
+}
+
+// pause stops accepting, but for the listeners with these ids, and returns once
+// no accept is in flight.
+func (f *Fds) pause(except []uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.accepting = false
+	for id, e := range f.byID {
+		if e.listener != nil && !slices.Contains(except, id) {
+			e.listener.Pause()
+		}
+	}
+}
+
+// resume undoes offer, freeze and pause.
+func (f *Fds) resume() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.acceptLocked()
+	f.thawLocked()
+}
+
+// acceptLocked makes this process take from its sockets.
+func (f *Fds) acceptLocked() {
+	f.accepting = true
+	for _, e := range f.byID {
+		if e.listener != nil {
+			if err := e.listener.Resume(); err != nil {
+				f.log.Error("a listener cannot accept", "name", e.Name, "err", err)
+			}
+		}
+		if e.packets != nil {
+			e.packets.Resume()
+		}
+	}
+}
+
+// thaw undoes offer and freeze: nothing has happened.
+func (f *Fds) thaw() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.byID {
+		if e.packets != nil {
+			e.packets.Resume()
+		}
+	}
+	f.thawLocked()
+}
+
+func (f *Fds) thawLocked() {
+	f.offered = nil
+	if f.thawed != nil {
+		close(f.thawed)
+		f.thawed = nil
+	}
+	for _, removal := range f.deferred {
+		removal()
+	}
+	f.deferred = nil
+	closeFDs(f.kept)
+	f.kept = nil
+}
+
+// retire closes every copy that this process holds (I6), and the registry,
+// because of err. Wrappers of listeners go on blocking and those of packet
+// conns go on writing until the program closes them.
+func (f *Fds) retire(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.out = err
+	f.accepting = false
+	for id, e := range f.byID {
+		if e.listener != nil {
+			e.listener.Retire()
+		}
+		if e.packets != nil {
+			e.packets.Retire()
+		}
+		_ = e.FD.Close()
+		delete(f.byID, id)
+	}
+	clear(f.byName)
+	f.deferred = nil
+	f.thawLocked()
+}
+
+// release closes the registry of an owner that stops for good: it unlinks the
+// paths of unix listeners and lets go of every descriptor. The program's
+// listeners work on until it closes them.
+func (f *Fds) release(err error) {
+	f.mu.Lock()
+	entries := f.sortedLocked()
+	f.out = err
+	clear(f.byID)
+	clear(f.byName)
+	f.thawLocked()
+	f.mu.Unlock()
+	for _, e := range entries {
+		if e.UnixPath != nil {
+			f.unlink(e)
+		}
+		_ = e.FD.Close()
+	}
+}
+
+// receive takes descriptors of a predecessor in, once each was found to be what
+// the manifest says. It takes ownership of all, also on an error.
+func (f *Fds) receive(ds []handoff.Descriptor, late bool) (err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, d := range ds {
+		if err := f.receiveLocked(d, late); err != nil {
+			for _, rest := range ds[i:] {
+				_ = rest.FD.Close()
+			}
+			return fmt.Errorf("%s %q: %w", d.Kind, d.Name, err)
+		}
+	}
+	return nil
+}
+
+func (f *Fds) receiveLocked(d handoff.Descriptor, late bool) error {
+	if err := checkName(d.Name); err != nil {
+		return err
+	}
+	if err := checkIdentity(d); err != nil {
+		return err
+	}
+	old := f.byName[d.Name]
+	if old != nil && !late {
+		return fmt.Errorf("the manifest has the name twice")
+	}
+	f.lastID++
+	e := &entry{Descriptor: d, origin: handoff.OriginUnclaimed, offeredID: d.ID, late: late}
+	e.ID = f.lastID
+	f.byID[e.ID] = e
+	if old == nil {
+		f.byName[e.Name] = e
+	} else {
+		f.log.Warn("the predecessor opened a name anew that this process has", "name", d.Name, "kept", old.Address, "dropped", d.Address)
+	}
+	return nil
+}
+
+// remove takes what the predecessor no longer has out again, unless the program
+// has asked for it.
+func (f *Fds) remove(offeredIDs []uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.sortedLocked() {
+		if e.offeredID == 0 || !slices.Contains(offeredIDs, e.offeredID) {
+			continue
+		}
+		if e.origin == handoff.OriginUnclaimed {
+			f.dropLocked(e)
+			continue
+		}
+		f.log.Warn("this process uses what its predecessor has closed", "name", e.Name, "network", e.Network, "address", e.Address)
+	}
+}
+
+// forget closes everything that was received, for a fresh start.
+func (f *Fds) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.sortedLocked() {
+		f.dropLocked(e)
+	}
+}
+
+// unclaimed lists what was offered and not asked for, by the predecessor's
+// numbers.
+func (f *Fds) unclaimed() []handoff.Descriptor {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var ds []handoff.Descriptor
+	for _, e := range f.sortedLocked() {
+		if e.origin == handoff.OriginUnclaimed && !e.late {
+			d := e.Descriptor
+			d.ID = e.offeredID
+			ds = append(ds, d)
+		}
+	}
+	return ds
+}
+
+// own makes this process take from its sockets, and closes what nobody asked
+// for: a listener that nobody accepts from swallows clients.
+func (f *Fds) own() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closeUnclaimedLocked(false)
+	f.acceptLocked()
+}
+
+// settle ends the time in which late additions can be asked for.
+func (f *Fds) settle() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closeUnclaimedLocked(true)
+}
+
+func (f *Fds) closeUnclaimedLocked(late bool) {
+	for _, e := range f.sortedLocked() {
+		if e.origin == handoff.OriginUnclaimed && (late || !e.late) {
+			f.log.Warn("closing what nobody asked for", "name", e.Name, "kind", e.Kind, "network", e.Network, "address", e.Address)
+			f.dropLocked(e)
+		}
+	}
+}
+
+// checkIdentity compares what the manifest says of a received descriptor with
+// what the kernel says.
+func checkIdentity(d handoff.Descriptor) error {
+	got, err := d.FD.Identify()
+	if err != nil {
+		return err
+	}
+	want := d.Identity
+	if want.Cookie == 0 { // the predecessor's system, or language, has none
+		got.Cookie = 0
+	}
+	if want.Dev == 0 && want.Ino == 0 {
+		got.Dev, got.Ino = 0, 0
+	}
+	if got != want {
+		return fmt.Errorf("the manifest describes %s [%s], and what arrived is %s [%s]", want, numbers(want), got, numbers(got))
+	}
+	return checkKind(d)
+}
+
+// numbers are what an identity is compared by besides its description.
+func numbers(id scm.Identity) string {
+	return fmt.Sprintf("domain %d, type %d, protocol %d, cookie %#x, dev %#x, inode %d",
+		id.Domain, id.SockType, id.Protocol, id.Cookie, id.Dev, id.Ino)
+}
+
+func closeFDs(fds []*scm.FD) {
+	for _, fd := range fds {
+		_ = fd.Close()
+	}
+}

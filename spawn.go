@@ -1,0 +1,113 @@
+package crossfade
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// reapGrace is how long a successor that has failed may take to exit by itself:
+// it has been told, and its own last words are worth having.
+const reapGrace = 3 * time.Second
+
+// Upgrade starts Config.Command as the successor and returns nil as soon as it
+// owns, from when on Exit is closed or about to be. It gets one end of a socket
+// pair, so that the result belongs to exactly that process. On an error this
+// process goes on as the owner, and what was started has ended: it gets a
+// moment to exit by itself, then it is killed.
+//
+// When ctx ends before Commit the attempt is aborted. Afterwards it no longer
+// can be: the error then matches ErrOutcomeUnknown, and State tells later.
+//
+// Errors: ErrBusy if another attempt is under way, also from a second Upgrade;
+// ErrNotReady before Ready; ErrTimeout; ErrAborted with the successor's reason;
+// ErrLost if it exited, with its exit status in the text;
+// [errors.ErrUnsupported] if Config.Disabled is set.
+func (u *Upgrader) Upgrade(ctx context.Context) error {
+	if u.cfg.Disabled {
+		return fmt.Errorf("crossfade: upgrade: handoffs are disabled: %w", errors.ErrUnsupported)
+	}
+	if err := u.upgrade(ctx); err != nil {
+		return fmt.Errorf("crossfade: upgrade: %w", err)
+	}
+	return nil
+}
+
+func (u *Upgrader) upgrade(ctx context.Context) error {
+	ours, theirs, err := scm.Pair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close() //nolint:errcheck // the started process has its own, or there is none
+	attempt, err := u.server.Spawn(ours)
+	if err != nil {
+		return err
+	}
+	child, err := u.start(ctx, theirs)
+	if err != nil {
+		attempt.Abandon(err)
+		return err
+	}
+	_ = theirs.Close() // now, so that the end of the process is the end of the connection
+	err = attempt.Run(ctx, child.pid(), child.exited)
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, new(*handoff.Error)), errors.As(err, new(*handoff.RefusedError)):
+		child.end()
+		return fmt.Errorf("%w (the started process, pid %d: %s)", err, child.pid(), child.cmd.ProcessState)
+	default:
+		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	}
+}
+
+// child is a process that Upgrade has started.
+type child struct {
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when it has been reaped
+}
+
+// start starts Config.Command with theirs behind the command's own files.
+func (u *Upgrader) start(ctx context.Context, theirs *os.File) (*child, error) {
+	cmd, err := u.cfg.Command(ctx)
+	if err != nil {
+		return nil, err
+	}
+	environ := cmd.Env
+	if environ == nil {
+		environ = os.Environ()
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
+	cmd.Env = childEnviron(environ, u.cfg, rand.Text(), 2+len(cmd.ExtraFiles))
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	c := &child{cmd: cmd, exited: make(chan struct{})}
+	go func() { // ends with the process, which may be after this one's drain
+		defer close(c.exited)
+		_ = cmd.Wait() // the state says it all
+	}()
+	return c, nil
+}
+
+func (c *child) pid() int { return c.cmd.Process.Pid }
+
+// end returns when the process has ended.
+func (c *child) end() {
+	timer := time.NewTimer(reapGrace)
+	defer timer.Stop()
+	select {
+	case <-c.exited:
+		return
+	case <-timer.C:
+	}
+	_ = c.cmd.Process.Kill() // it may have exited meanwhile
+	<-c.exited
+}

@@ -1,0 +1,218 @@
+package crossfade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/rendezvous"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// join reaches the owner of the control path or becomes the first. An owner
+// that goes away is looked for again, as long as DialTimeout.
+func (u *Upgrader) join(ctx context.Context) error {
+	generation := uint64(1)
+	waitUntil := time.Time{}
+	if u.cfg.Wait > 0 {
+		waitUntil = time.Now().Add(u.cfg.Wait)
+	}
+	var searchUntil time.Time
+	for {
+		if searchUntil.IsZero() {
+			searchUntil = time.Now().Add(u.cfg.DialTimeout)
+		}
+		conn, claim, err := u.search(ctx, searchUntil)
+		if err != nil {
+			return err
+		}
+		if claim != nil {
+			return u.first(claim, generation)
+		}
+		u.dialled = true
+		err = u.takeOver(ctx, conn, waitUntil)
+		var lost *handoff.LostError
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, handoff.ErrAskAgain):
+			searchUntil = time.Time{} // it was there to answer
+		case errors.As(err, &lost):
+			generation = max(generation, lost.Generation)
+		case !errors.Is(err, handoff.ErrMoved):
+			return err
+		}
+		u.log.Info("looking again who owns the control socket", "path", u.cfg.Socket, "err", err)
+		if !searchUntil.IsZero() && !time.Now().Before(searchUntil) {
+			return fmt.Errorf("%w: %s was answered by a process that left, for %v: %w", ErrOwnerUnknown, u.cfg.Socket, u.cfg.DialTimeout, err)
+		}
+	}
+}
+
+func (u *Upgrader) search(ctx context.Context, until time.Time) (*scm.Conn, *rendezvous.Claim, error) {
+	ctx, cancel := context.WithDeadlineCause(ctx, until,
+		&handoff.TimeoutError{For: "answer on " + u.cfg.Socket, Limit: u.cfg.DialTimeout})
+	defer cancel()
+	return rendezvous.Find(ctx, u.cfg.place())
+}
+
+// joinInherited takes over through the connection that the predecessor's
+// Upgrade has left in the environment. explicit says that the program has
+// configured a control path itself.
+func (u *Upgrader) joinInherited(ctx context.Context, fd int, explicit bool) error {
+	conn, err := scm.OpenConn(scm.NewFD(fd))
+	if err != nil {
+		return fmt.Errorf("the inherited connection %s=%d: %w", envFD, fd, err)
+	}
+	if err := u.takeOver(ctx, conn, time.Time{}); err != nil {
+		return err
+	}
+	if !explicit {
+		return nil
+	}
+	if err := u.acquireOwnPath(ctx); err != nil {
+		u.taking.Abort(err)
+		return err
+	}
+	return nil
+}
+
+// acquireOwnPath claims the configured control path if it is another than the
+// predecessor's, which is given up when that one has retired.
+func (u *Upgrader) acquireOwnPath(ctx context.Context) error {
+	if claim := u.currentClaim(); claim != nil && sameFile(u.cfg.Socket, claim) {
+		return nil
+	}
+	conn, claim, err := u.search(ctx, time.Now().Add(u.cfg.DialTimeout))
+	if err != nil {
+		return err
+	}
+	if conn != nil {
+		return errors.Join(fmt.Errorf("%w: %s is served by another process than the one that started this one", ErrBusy, u.cfg.Socket), conn.Close())
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.inherited, u.claim = u.claim, claim
+	return nil
+}
+
+// sameFile reports whether path leads to the claim's socket.
+func sameFile(path string, claim *rendezvous.Claim) bool {
+	id, err := rendezvous.Identify(path)
+	have := claim.Identity()
+	return err == nil && id.Dev == have.Dev && id.Ino == have.Ino
+}
+
+// takeOver receives the owner's offer. On an error nothing that came remains.
+func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.Time) error {
+	taking, err := handoff.Connect(ctx, conn, &handoff.SuccessorConfig{
+		Process: u.cfg.process(), Force: u.force, Receiver: receiver{u},
+		Patience: u.cfg.DialTimeout, WaitUntil: waitUntil, Log: u.log,
+	})
+	if err != nil {
+		u.fds.forget()
+		if claim, _ := u.takeClaims(); claim != nil {
+			err = errors.Join(err, claim.Release())
+		}
+		return err
+	}
+	u.taking = taking
+	return nil
+}
+
+// receiver is the Upgrader as the successor's machine sees it.
+type receiver struct{ u *Upgrader }
+
+func (r receiver) Receive(control *handoff.Control, ds []handoff.Descriptor) error {
+	if control != nil {
+		if len(ds) < 2 || ds[0].Kind != handoff.KindControl || ds[1].Kind != handoff.KindLock {
+			closeDescriptors(ds)
+			return errors.New("the page that describes the control socket does not begin with it and its lock")
+		}
+		listener, lock := ds[0].FD, ds[1].FD
+		ds = ds[2:]
+		claim, err := rendezvous.Adopt(r.u.adoptedPlace(), rendezvous.Identity{
+			Path: control.Path, Bound: control.Bound, Dev: control.Dev, Ino: control.Ino, Backlog: control.Backlog,
+		}, listener, lock)
+		if err != nil {
+			closeDescriptors(ds)
+			return err
+		}
+		r.u.setClaim(claim)
+	}
+	return r.u.fds.receive(ds, false)
+}
+
+// adoptedPlace is the predecessor's control path as this process sees it: the
+// one that was dialled, which in another container may have another name.
+func (u *Upgrader) adoptedPlace() rendezvous.Place {
+	place := u.cfg.place()
+	if !u.dialled {
+		place.Path = ""
+	}
+	return place
+}
+
+func (r receiver) Apply(changes handoff.Changes) error {
+	r.u.fds.remove(changes.Removed)
+	return r.u.fds.receive(changes.Added, true)
+}
+
+func (r receiver) Inherit(generation uint64) {
+	r.u.server.Inherit(generation)
+	r.u.serveControl()
+}
+
+func (r receiver) Own(generation uint64) {
+	r.u.fds.own()
+	r.u.server.Own(generation, true, false)
+	r.u.serveControl()
+	r.u.writePIDFile()
+	r.u.log.Info("this process owns the service", "generation", generation)
+}
+
+func (r receiver) Settled() {
+	r.u.fds.settle()
+	r.u.giveUpInheritedPath()
+	r.u.server.SetSettled()
+	r.u.markSettled()
+}
+
+func (r receiver) Gone() { r.u.markGone() }
+
+func (r receiver) Fail(err error) {
+	r.u.end(r.u.server.Stop(), err) // an heir that gives up leaves nobody behind
+	r.u.finish(err)
+}
+
+// serveControl serves the control socket from here on, without which this
+// process could serve but never be replaced by another than Upgrade's.
+func (u *Upgrader) serveControl() {
+	if err := u.openControl(); err != nil {
+		u.log.Error("the control socket cannot be served: no successor can connect", "err", err)
+	}
+	u.watchOnce.Do(func() { go u.watchControl() })
+}
+
+// giveUpInheritedPath unlinks the predecessor's control path, where this
+// process has one of its own.
+func (u *Upgrader) giveUpInheritedPath() {
+	u.mu.Lock()
+	claim := u.inherited
+	u.inherited = nil
+	u.mu.Unlock()
+	if claim == nil {
+		return
+	}
+	if err := claim.Unlink(); err != nil {
+		u.log.Warn("the predecessor's control path stays", "err", err)
+	}
+}
+
+func closeDescriptors(ds []handoff.Descriptor) {
+	for _, d := range ds {
+		_ = d.FD.Close()
+	}
+}

@@ -1,0 +1,416 @@
+package crossfade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/pidfile"
+	"github.com/crossfade-go/crossfade/internal/rendezvous"
+)
+
+// State is where a process stands in the life of a service.
+type State = handoff.State
+
+// Status is how a process stands.
+type Status = handoff.Status
+
+// Upgrader is a process's part in the life of a service: first process,
+// successor, owner, predecessor, in this order as far as it comes. All its
+// methods may be called concurrently.
+type Upgrader struct {
+	cfg    *Config
+	log    *slog.Logger
+	force  bool
+	fds    *Fds
+	server *handoff.Server
+	taking *handoff.Taking // nil in a first process; set by New
+
+	dialled bool // the owner was reached by Config.Socket; set by New
+
+	mu        sync.Mutex
+	claim     *rendezvous.Claim // of the control path, nil without one
+	inherited *rendezvous.Claim // of the predecessor's path, where this process has its own
+	err       error             // valid once exit is closed
+	exitAt    time.Time
+	lostWhy   string // the last thing that was logged about the control path
+
+	readyOnce sync.Once
+	readyErr  error
+	stopOnce  sync.Once
+	watchOnce sync.Once
+
+	exit     chan struct{} // closed when this process should drain and exit
+	settled  chan struct{} // closed when no predecessor can come back
+	gone     chan struct{} // closed when the predecessor has exited
+	endDrain chan struct{} // closed when the successor wants the drain to end
+
+	exitOnce, settledOnce, goneOnce, endDrainOnce sync.Once
+}
+
+// New reaches the owner of the control path and receives what it offers, or
+// becomes the first process. ctx bounds New only. cfg may be nil.
+//
+// It takes the variables CROSSFADE_* out of the environment. An inherited
+// connection (CROSSFADE_FD, see Upgrade) comes before Config.Socket, that
+// before CROSSFADE_SOCKET.
+//
+// Errors: ErrOwnerUnknown and those of the owner's refusal (ErrBusy, ErrPolicy,
+// ErrDenied, ErrIncompatible, ErrStopping), ErrTimeout if it is silent,
+// ErrLimit if this process cannot hold what is offered, ErrAborted. Nothing is
+// bound or unlinked then, and everything received is closed.
+func New(ctx context.Context, cfg *Config) (*Upgrader, error) {
+	u, err := newUpgrader(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("crossfade: %w", err)
+	}
+	return u, nil
+}
+
+func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
+	env, err := takeEnvironment()
+	if err != nil {
+		return nil, err
+	}
+	explicit := cfg != nil && cfg.Socket != ""
+	c, err := cfg.populate(env)
+	if err != nil {
+		return nil, err
+	}
+	u := &Upgrader{
+		cfg: c, log: c.Logger, force: env.force,
+		fds:      newFds(c.Logger, c.CommitTimeout, keepAlive(c.ListenConfig)),
+		exit:     make(chan struct{}),
+		settled:  make(chan struct{}),
+		gone:     make(chan struct{}),
+		endDrain: make(chan struct{}),
+	}
+	u.server = handoff.NewServer(&handoff.ServerConfig{
+		Process: c.process(),
+		Service: service{u},
+		Limits: handoff.Limits{
+			Hello: helloTimeout, Ready: c.ReadyTimeout, MaxReady: c.MaxReadyTimeout, Commit: c.CommitTimeout,
+		},
+		Authorize: c.Authorize,
+		Accept:    c.AcceptSuccessor,
+		Log:       c.Logger,
+	})
+	switch {
+	case c.Disabled:
+		u.markSettled()
+		u.markGone()
+	case env.fd >= 0:
+		err = u.joinInherited(ctx, env.fd, explicit)
+	case c.Socket != "":
+		err = u.join(ctx)
+	default:
+		err = u.first(nil, 1)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return u, nil
+}
+
+// first makes this process the owner of a service that nobody owns.
+func (u *Upgrader) first(claim *rendezvous.Claim, generation uint64) error {
+	u.setClaim(claim)
+	u.fds.own()
+	u.server.Own(generation, false, true)
+	u.markSettled()
+	u.markGone()
+	if claim == nil {
+		return nil
+	}
+	if err := u.openControl(); err != nil {
+		return errors.Join(err, claim.Unlink())
+	}
+	u.watchOnce.Do(func() { go u.watchControl() })
+	return nil
+}
+
+// Fds returns the registry of named descriptors.
+func (u *Upgrader) Fds() *Fds { return u.fds }
+
+// HasPredecessor reports whether this process has taken over from another, or
+// is about to. It is fixed when New returns.
+func (u *Upgrader) HasPredecessor() bool { return u.taking != nil }
+
+// Progress tells the owner, and whoever asks it for its status, that this
+// process is still initialising: status is one line of at most 1000 bytes,
+// extend is how much longer it needs from now on, capped by the owner's
+// MaxReadyTimeout; zero leaves the deadline alone. Without a predecessor, and
+// after Ready, it does nothing.
+func (u *Upgrader) Progress(status string, extend time.Duration) {
+	if u.taking != nil {
+		u.taking.Progress(status, extend)
+	}
+}
+
+// Ready says that this process can serve. On nil it is the owner: it accepts,
+// and Exit will say when to leave. An error means that it certainly is not, and
+// that everything received is closed: exit with a status other than 0, and
+// never start afresh. When ctx ends before the owner has committed, the attempt
+// is aborted.
+//
+// Further calls return the first one's result. Errors: ErrTimeout, ErrAborted
+// with the owner's reason, ErrUnclaimed, ErrStopped, those of ctx.
+func (u *Upgrader) Ready(ctx context.Context) error {
+	u.readyOnce.Do(func() {
+		if err := u.ready(ctx); err != nil {
+			u.readyErr = fmt.Errorf("crossfade: %w", err)
+		}
+	})
+	return u.readyErr
+}
+
+func (u *Upgrader) ready(ctx context.Context) error {
+	if u.cfg.Disabled {
+		return nil
+	}
+	if u.taking == nil {
+		select {
+		case <-u.exit:
+			return u.Err()
+		default:
+		}
+		u.writePIDFile()
+		u.server.SetReady()
+		return nil
+	}
+	unclaimed, err := u.checkReady()
+	if err != nil {
+		u.taking.Abort(err)
+		return err
+	}
+	return u.taking.Ready(ctx, unclaimed)
+}
+
+// checkReady finds what would otherwise fail after Commit, when it is too late.
+func (u *Upgrader) checkReady() ([]handoff.Descriptor, error) {
+	if u.cfg.PIDFile != "" {
+		if err := pidfile.Check(u.cfg.PIDFile); err != nil {
+			return nil, err
+		}
+	}
+	unclaimed := u.fds.unclaimed()
+	if len(unclaimed) == 0 || !u.cfg.RequireAllClaimed {
+		return unclaimed, nil
+	}
+	var names []string
+	for _, d := range unclaimed[:min(len(unclaimed), 10)] {
+		names = append(names, fmt.Sprintf("%q (%s %s)", d.Name, d.Network, d.Address))
+	}
+	return nil, fmt.Errorf("%w: %d of them: %s", ErrUnclaimed, len(unclaimed), strings.Join(names, ", "))
+}
+
+// Settled is closed when no predecessor can come back: at once in a first
+// process, and else when the predecessor has retired or died after this process
+// has come to own. It is the signal to start what must run only once.
+func (u *Upgrader) Settled() <-chan struct{} { return u.settled }
+
+// Exit is closed when this process should finish what is open and exit: its
+// successor has taken over, its own attempt has failed, or Stop was called. Err
+// says which. Any number of goroutines may wait for it.
+func (u *Upgrader) Exit() <-chan struct{} { return u.exit }
+
+// Err returns nil before Exit is closed, then ErrRetired, ErrStopped, or why
+// the attempt to take over has failed.
+func (u *Upgrader) Err() error {
+	select {
+	case <-u.exit:
+	default:
+		return nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.err
+}
+
+// DrainContext returns a context for what remains to be done after Exit: it
+// ends with parent, DrainTimeout after Exit, or when the successor asks for the
+// end of the drain. Without any of these it never ends. It may be called
+// before Exit.
+func (u *Upgrader) DrainContext(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
+	go func() {
+		select {
+		case <-u.exit:
+		case <-ctx.Done():
+			return
+		}
+		var deadline <-chan time.Time
+		if limit := u.cfg.DrainTimeout; limit > 0 {
+			u.mu.Lock()
+			timer := time.NewTimer(time.Until(u.exitAt.Add(limit)))
+			u.mu.Unlock()
+			defer timer.Stop()
+			deadline = timer.C
+		}
+		select {
+		case <-deadline:
+			cancel(fmt.Errorf("crossfade: the drain has lasted DrainTimeout, %v: %w", u.cfg.DrainTimeout, context.DeadlineExceeded))
+		case <-u.endDrain:
+			cancel(fmt.Errorf("crossfade: the successor asked for the end of the drain: %w", context.Canceled))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(context.Canceled) }
+}
+
+// WaitForPredecessor returns nil when the predecessor has exited, at once if
+// there is none, or the cause of ctx. A process that gave up control in another
+// way than by exiting counts too.
+func (u *Upgrader) WaitForPredecessor(ctx context.Context) error {
+	select {
+	case <-u.gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("crossfade: waiting for the predecessor's end: %w", context.Cause(ctx))
+	}
+}
+
+// State returns where this process stands.
+func (u *Upgrader) State() State { return u.server.State() }
+
+// Status returns how this process stands, with a look at the control path.
+func (u *Upgrader) Status() *Status {
+	ctx, cancel := context.WithTimeout(context.Background(), u.cfg.DialTimeout)
+	defer cancel()
+	return u.server.Status(ctx)
+}
+
+// Stop ends this process's part; what that means depends on its state:
+//
+//   - a candidate gives its attempt up;
+//   - an owner stops for good: an attempt under way is aborted, the control path
+//     and the paths of unix listeners are unlinked;
+//   - an owner whose predecessor is just retiring waits for that first, and if
+//     it does not happen within CommitTimeout gives the service back;
+//   - a predecessor whose successor has not settled asks for it, waits at most
+//     CommitTimeout, and leaves;
+//   - a process that drains, or is out, stays so.
+//
+// Exit is closed when Stop returns, and Err says ErrStopped if nothing else had
+// ended this process's part before. Listeners work on until the program closes
+// them. Stop may be called any number of times: defer it right after New.
+func (u *Upgrader) Stop() {
+	u.stopOnce.Do(u.stop)
+}
+
+func (u *Upgrader) stop() {
+	defer u.finish(ErrStopped)
+	if u.cfg.Disabled {
+		return
+	}
+	if u.taking != nil {
+		u.taking.Abort(ErrStopped) // does nothing once this process owns
+	}
+	u.awaitSettled()
+	u.end(u.server.Stop(), ErrStopped)
+	if u.taking != nil && u.server.State() != handoff.StateDraining {
+		u.taking.Leave()
+	}
+}
+
+// end lets go of everything, because of err. owned says that this process was
+// the owner, so that nobody comes after it.
+func (u *Upgrader) end(owned bool, err error) {
+	u.server.Close()
+	if !owned {
+		u.letGo(err)
+		return
+	}
+	if u.cfg.PIDFile != "" {
+		if err := pidfile.Remove(u.cfg.PIDFile); err != nil {
+			u.log.Warn("the PID file stays", "err", err)
+		}
+	}
+	u.fds.release(err)
+	claim, inherited := u.takeClaims()
+	for _, c := range []*rendezvous.Claim{inherited, claim} {
+		if c == nil {
+			continue
+		}
+		if err := c.Unlink(); err != nil {
+			u.log.Warn("the control path stays", "err", err)
+		}
+	}
+}
+
+// awaitSettled waits, in an owner, for the retirement of its predecessor: until
+// then that one may come back, and what it needs must not be unlinked.
+func (u *Upgrader) awaitSettled() {
+	if !u.server.State().Owns() {
+		return
+	}
+	timer := time.NewTimer(u.cfg.CommitTimeout)
+	defer timer.Stop()
+	select {
+	case <-u.settled:
+	case <-timer.C:
+		u.log.Warn("stopping although the predecessor has not retired: it gets the service back")
+	}
+}
+
+// letGo closes every copy of what was handed over or received (I6).
+func (u *Upgrader) letGo(err error) {
+	u.fds.retire(err)
+	claim, inherited := u.takeClaims()
+	for _, c := range []*rendezvous.Claim{inherited, claim} {
+		if c == nil {
+			continue
+		}
+		if err := c.Release(); err != nil {
+			u.log.Warn("a copy of the control socket could not be closed", "err", err)
+		}
+	}
+}
+
+// finish closes Exit. The first reason is the one that Err tells.
+func (u *Upgrader) finish(err error) {
+	u.exitOnce.Do(func() {
+		u.mu.Lock()
+		u.err, u.exitAt = err, time.Now()
+		u.mu.Unlock()
+		close(u.exit)
+	})
+}
+
+func (u *Upgrader) markSettled() { u.settledOnce.Do(func() { close(u.settled) }) }
+func (u *Upgrader) markGone()    { u.goneOnce.Do(func() { close(u.gone) }) }
+
+// writePIDFile belongs to every change of owner.
+func (u *Upgrader) writePIDFile() {
+	if u.cfg.PIDFile == "" {
+		return
+	}
+	if err := pidfile.Write(u.cfg.PIDFile); err != nil {
+		u.log.Error("the PID file could not be written", "err", err)
+	}
+}
+
+func (u *Upgrader) setClaim(c *rendezvous.Claim) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.claim = c
+}
+
+func (u *Upgrader) currentClaim() *rendezvous.Claim {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.claim
+}
+
+func (u *Upgrader) takeClaims() (claim, inherited *rendezvous.Claim) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	claim, inherited = u.claim, u.inherited
+	u.claim, u.inherited = nil, nil
+	return claim, inherited
+}
