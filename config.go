@@ -48,7 +48,7 @@ type Config struct {
 	// Socket is the path of the control socket. Empty: the environment's
 	// CROSSFADE_SOCKET; if that is empty too, only successors that Upgrade
 	// starts can take over. A relative path is resolved once, by New. At most
-	// 106 bytes on Linux.
+	// 104 bytes on Linux.
 	Socket string
 	// SocketMode is the mode of the socket and its lock file (default 0600),
 	// in force before anyone can connect.
@@ -154,7 +154,26 @@ func (c *Config) populate(env environment) (*Config, error) {
 		}
 		p.Command = command
 	}
-	return &p, p.validate()
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	return &p, p.resolvePaths()
+}
+
+// resolvePaths makes paths independent of a later change of the working
+// directory.
+func (c *Config) resolvePaths() error {
+	for _, path := range []*string{&c.Socket, &c.PIDFile} {
+		if *path == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return err
+		}
+		*path = abs
+	}
+	return nil
 }
 
 func (c *Config) validate() error {

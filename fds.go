@@ -1,6 +1,7 @@
 package crossfade
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -481,6 +482,6 @@ func (f *Fds) sortedLocked() []*entry {
 	for _, e := range f.byID {
 		entries = append(entries, e)
 	}
-	slices.SortFunc(entries, func(a, b *entry) int { return int(a.ID) - int(b.ID) })
+	slices.SortFunc(entries, func(a, b *entry) int { return cmp.Compare(a.ID, b.ID) })
 	return entries
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"slices"
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
@@ -59,10 +58,7 @@ func (s service) Freeze(context.Context) (*handoff.Changes, error) { return s.u.
 
 func (s service) Thaw() { s.u.fds.thaw() }
 
-func (s service) Pause(except []uint64) {
-	slices.Sort(except)
-	s.u.fds.pause(except)
-}
+func (s service) Pause(except []uint64) { s.u.fds.pause(except) }
 
 func (s service) Resume() {
 	s.u.fds.resume()

@@ -60,8 +60,9 @@ func (f *Fds) pause(except []uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.accepting = false
+	kept := setOf(except)
 	for id, e := range f.byID {
-		if e.listener != nil && !slices.Contains(except, id) {
+		if e.listener != nil && !kept[id] {
 			e.listener.Pause()
 		}
 	}
@@ -202,8 +203,9 @@ func (f *Fds) receiveLocked(d handoff.Descriptor, late bool) error {
 func (f *Fds) remove(offeredIDs []uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	removed := setOf(offeredIDs)
 	for _, e := range f.sortedLocked() {
-		if e.offeredID == 0 || !slices.Contains(offeredIDs, e.offeredID) {
+		if e.offeredID == 0 || !removed[e.offeredID] {
 			continue
 		}
 		if e.origin == handoff.OriginUnclaimed {
@@ -288,6 +290,14 @@ func checkIdentity(d handoff.Descriptor) error {
 func numbers(id scm.Identity) string {
 	return fmt.Sprintf("domain %d, type %d, protocol %d, cookie %#x, dev %#x, inode %d",
 		id.Domain, id.SockType, id.Protocol, id.Cookie, id.Dev, id.Ino)
+}
+
+func setOf(ids []uint64) map[uint64]bool {
+	set := make(map[uint64]bool, len(ids))
+	for _, id := range ids {
+		set[id] = true
+	}
+	return set
 }
 
 func closeFDs(fds []*scm.FD) {

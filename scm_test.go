@@ -79,10 +79,10 @@ func takeListenerAndAnswer() {
 	}
 	exe, err := os.Executable()
 	check(err)
-	heir := exec.Command(exe, inherited...)
-	heir.Env = append(os.Environ(), processEnv+"=scm: inherit nothing else")
-	heir.Stderr = os.Stderr
-	check(heir.Run())
+	spawned := exec.Command(exe, inherited...)
+	spawned.Env = append(os.Environ(), processEnv+"=scm: inherit nothing else")
+	spawned.Stderr = os.Stderr
+	check(spawned.Run())
 
 	check(c.Send(ctx, []byte("got it")))
 	if _, _, err := c.Receive(ctx, 0); err != io.EOF {

@@ -12,6 +12,7 @@ import (
 	"github.com/crossfade-go/crossfade/handoff"
 	"github.com/crossfade-go/crossfade/internal/pidfile"
 	"github.com/crossfade-go/crossfade/internal/rendezvous"
+	"github.com/crossfade-go/crossfade/scm"
 )
 
 // State is where a process stands in the life of a service.
@@ -80,6 +81,9 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	explicit := cfg != nil && cfg.Socket != ""
 	c, err := cfg.populate(env)
 	if err != nil {
+		if env.fd >= 0 { // its end tells the predecessor
+			err = errors.Join(err, scm.NewFD(env.fd).Close())
+		}
 		return nil, err
 	}
 	u := &Upgrader{
@@ -102,6 +106,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	})
 	switch {
 	case c.Disabled:
+		u.server.Own(1, true, true)
 		u.markSettled()
 		u.markGone()
 	case env.fd >= 0:

@@ -292,9 +292,14 @@ func (s *Server) refuse(l *link, refusal *pb.Refuse) {
 // refusalOf is the answer to a Hello that was not understood.
 func refusalOf(err error) *pb.Refuse {
 	refusal := &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_PROTOCOL, Reason: sentence(err)}
-	if errors.As(err, new(*incompatibleError)) {
+	switch {
+	case errors.Is(err, ErrIncompatible):
 		refusal.Code = pb.RefuseCode_REFUSE_CODE_INCOMPATIBLE
 		refusal.Versions = []uint32{Version}
+	case errors.Is(err, ErrStopping):
+		refusal.Code = pb.RefuseCode_REFUSE_CODE_STOPPING
+	case errors.Is(err, ErrCancelled):
+		refusal.Code = pb.RefuseCode_REFUSE_CODE_CANCELLED
 	}
 	return refusal
 }

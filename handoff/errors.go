@@ -27,7 +27,7 @@ var (
 	// ErrIncompatible: no protocol version in common.
 	ErrIncompatible = errors.New("incompatible protocol versions")
 	// ErrStopping: the owner is stopping for good.
-	ErrStopping = errors.New("the owner is stopping")
+	ErrStopping = errors.New("stopping")
 	// ErrMoved: the process that answered is no longer the owner.
 	ErrMoved = errors.New("the owner has changed")
 	// ErrControlLost: the control path no longer leads to its owner.
@@ -128,6 +128,8 @@ func (e *RefusedError) sentinel() error {
 		return ErrMoved
 	case pb.RefuseCode_REFUSE_CODE_CONTROL_LOST:
 		return ErrControlLost
+	case pb.RefuseCode_REFUSE_CODE_CANCELLED:
+		return ErrCancelled
 	default:
 		return ErrProtocol
 	}

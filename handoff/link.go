@@ -262,3 +262,12 @@ func closeAll(fds []*scm.FD) {
 		_ = fd.Close()
 	}
 }
+
+func isClosed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}

@@ -306,6 +306,8 @@ func (s *Server) refusalLocked() *pb.Refuse {
 		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_MOVED, Reason: "this process is no longer the owner: " + s.state.String()}
 	case s.stopping:
 		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_STOPPING, Reason: "the owner is stopping for good"}
+	case s.state == StateProbation, s.state == StateYielding, s.state == StateDraining, s.state == StateOut:
+		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_MOVED, Reason: "this process is no longer the owner: " + s.state.String()}
 	case s.attempt != nil:
 		who := s.attempt.who.Process
 		return &pb.Refuse{
@@ -319,8 +321,6 @@ func (s *Server) refusalLocked() *pb.Refuse {
 			Code: pb.RefuseCode_REFUSE_CODE_NOT_READY, Reason: "the owner has not called Ready yet",
 			Who: processToWire(s.self), Since: ago(s.since),
 		}
-	case !s.state.Owns():
-		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_MOVED, Reason: "this process is no longer the owner: " + s.state.String()}
 	case !s.settled:
 		return &pb.Refuse{
 			Code: pb.RefuseCode_REFUSE_CODE_NOT_READY, Reason: "the owner's own predecessor is just retiring",
@@ -351,7 +351,7 @@ func (s *Server) cleared() bool {
 	case <-seen:
 	case <-timer.C:
 	}
-	return false
+	return isClosed(p.released)
 }
 
 // failed ends an attempt after which this process owns.

@@ -164,6 +164,8 @@ const (
 	RefuseCode_REFUSE_CODE_PROTOCOL RefuseCode = 10
 	// The control path no longer leads to the owner: it hands over to nobody.
 	RefuseCode_REFUSE_CODE_CONTROL_LOST RefuseCode = 11
+	// Whoever had the client started has cancelled its attempt.
+	RefuseCode_REFUSE_CODE_CANCELLED RefuseCode = 12
 )
 
 // Enum value maps for RefuseCode.
@@ -181,6 +183,7 @@ var (
 		9:  "REFUSE_CODE_MOVED",
 		10: "REFUSE_CODE_PROTOCOL",
 		11: "REFUSE_CODE_CONTROL_LOST",
+		12: "REFUSE_CODE_CANCELLED",
 	}
 	RefuseCode_value = map[string]int32{
 		"REFUSE_CODE_UNSPECIFIED":  0,
@@ -195,6 +198,7 @@ var (
 		"REFUSE_CODE_MOVED":        9,
 		"REFUSE_CODE_PROTOCOL":     10,
 		"REFUSE_CODE_CONTROL_LOST": 11,
+		"REFUSE_CODE_CANCELLED":    12,
 	}
 )
 
@@ -4531,7 +4535,7 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\fProbationEnd\x12\x1d\n" +
 	"\x19PROBATION_END_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14PROBATION_END_SETTLE\x10\x01\x12\x1a\n" +
-	"\x16PROBATION_END_ROLLBACK\x10\x02*\xc6\x02\n" +
+	"\x16PROBATION_END_ROLLBACK\x10\x02*\xe1\x02\n" +
 	"\n" +
 	"RefuseCode\x12\x1b\n" +
 	"\x17REFUSE_CODE_UNSPECIFIED\x10\x00\x12\x14\n" +
@@ -4546,7 +4550,8 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x11REFUSE_CODE_MOVED\x10\t\x12\x18\n" +
 	"\x14REFUSE_CODE_PROTOCOL\x10\n" +
 	"\x12\x1c\n" +
-	"\x18REFUSE_CODE_CONTROL_LOST\x10\v*\xa4\x01\n" +
+	"\x18REFUSE_CODE_CONTROL_LOST\x10\v\x12\x19\n" +
+	"\x15REFUSE_CODE_CANCELLED\x10\f*\xa4\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rKIND_LISTENER\x10\x01\x12\x14\n" +

@@ -1,0 +1,405 @@
+package handoff_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// pipe is a connection in memory with the contract of [scm.Conn], for use under
+// the fake clock of testing/synctest. Either end can be frozen like a stopped
+// process, killed, or made to take no more writes. The descriptors that travel
+// are duplicated on sending, as by the kernel, and the pipe fails the test if
+// one of them is still open at its end.
+type pipe struct {
+	client, server *end
+
+	// before and after are called for each message, outside the lock, and may
+	// kill, freeze and fill.
+	before, after func(message string)
+
+	mu        sync.Mutex
+	changed   chan struct{} // closed and replaced by every change
+	wire      []string
+	travelled []*scm.FD
+	unacked   int // pages
+	widest    int // the most unacked pages there were
+}
+
+var _ handoff.Frames = (*end)(nil)
+
+// end is one end of a pipe.
+type end struct {
+	pipe  *pipe
+	peer  *end
+	arrow string // in the transcript
+
+	queue   []frame
+	failed  error // what Receive returns from now on
+	partial error // what Send returns from now on
+	closed  bool
+	dead    bool
+	frozen  bool
+	full    bool
+	reads   int // of messages
+}
+
+type frame struct {
+	payload []byte
+	fds     []*scm.FD
+}
+
+func newPipe(t *testing.T) *pipe {
+	t.Helper()
+	p := &pipe{changed: make(chan struct{})}
+	p.client = &end{pipe: p, arrow: ">"}
+	p.server = &end{pipe: p, arrow: "<", peer: p.client}
+	p.client.peer = p.server
+	t.Cleanup(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for i, fd := range p.travelled {
+			if err := fd.Control(func(uintptr) {}); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("descriptor %d of the %d that travelled was never closed", i, len(p.travelled))
+			}
+		}
+	})
+	return p
+}
+
+// Receive implements handoff.Frames.
+func (e *end) Receive(ctx context.Context, maxFDs int) ([]byte, []*scm.FD, error) {
+	for {
+		ended := ctx.Err() != nil // a look after the end sees all that was sent before
+		f, err := e.look(maxFDs)
+		switch {
+		case err == nil:
+			return f.payload, f.fds, nil
+		case !errors.As(err, new(*nothingError)):
+			return nil, nil, err
+		case ended:
+			return nil, nil, context.Cause(ctx)
+		}
+		select {
+		case <-err.(*nothingError).changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// nothingError says that there is nothing to read until changed is closed.
+type nothingError struct{ changed chan struct{} }
+
+func (*nothingError) Error() string { return "nothing has arrived" }
+
+func (e *end) look(maxFDs int) (frame, error) {
+	e.lockAwake()
+	defer e.pipe.mu.Unlock()
+	switch {
+	case e.closed:
+		return frame{}, net.ErrClosed
+	case e.failed != nil:
+		return frame{}, e.failed
+	case len(e.queue) > 0:
+		f := e.queue[0]
+		e.queue = e.queue[1:]
+		e.reads++
+		if len(f.fds) > maxFDs {
+			closeFDs(f.fds)
+			e.failed = &scm.FrameError{Err: scm.ErrUnexpectedDescriptors, Got: len(f.fds), Want: maxFDs}
+			return frame{}, e.failed
+		}
+		return f, nil
+	case e.peer.closed:
+		e.failed = io.EOF
+		return frame{}, io.EOF
+	default:
+		return frame{}, &nothingError{e.pipe.changed}
+	}
+}
+
+// Discard implements handoff.Frames.
+func (e *end) Discard(ctx context.Context) error {
+	for {
+		ended := ctx.Err() != nil
+		err := e.drop()
+		switch {
+		case !errors.As(err, new(*nothingError)):
+			return err
+		case ended:
+			return context.Cause(ctx)
+		}
+		select {
+		case <-err.(*nothingError).changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (e *end) drop() error {
+	e.lockAwake()
+	defer e.pipe.mu.Unlock()
+	if e.closed {
+		return net.ErrClosed
+	}
+	e.clear()
+	if e.peer.closed {
+		e.failed = io.EOF
+		return nil
+	}
+	if e.failed == nil {
+		e.failed = errors.New("what came over the pipe has been thrown away")
+	}
+	return &nothingError{e.pipe.changed}
+}
+
+// Send implements handoff.Frames.
+func (e *end) Send(ctx context.Context, payload []byte, fds ...*scm.FD) error {
+	message, m := e.describe(payload, len(fds))
+	name := e.arrow + " " + shortName(m)
+	if e.pipe.before != nil {
+		e.pipe.before(name)
+	}
+	for {
+		changed, err := e.trySend(payload, fds, message, m)
+		if changed == nil {
+			if err == nil && e.pipe.after != nil {
+				e.pipe.after(name)
+				e.lockAwake() // it may have been this side's last act
+				e.pipe.mu.Unlock()
+			}
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// trySend returns a channel to wait for if there is no room.
+func (e *end) trySend(payload []byte, fds []*scm.FD, message string, m proto.Message) (chan struct{}, error) {
+	e.lockAwake()
+	p := e.pipe
+	defer p.mu.Unlock()
+	switch {
+	case e.closed:
+		return nil, net.ErrClosed
+	case e.partial != nil:
+		return nil, e.partial
+	case e.peer.closed:
+		return nil, os.NewSyscallError("sendmsg", syscall.EPIPE)
+	case e.full:
+		return p.changed, nil
+	}
+	f := frame{payload: append([]byte(nil), payload...)}
+	for _, fd := range fds {
+		d, err := fd.Dup()
+		if err != nil {
+			closeFDs(f.fds)
+			return nil, err
+		}
+		f.fds = append(f.fds, d)
+	}
+	p.travelled = append(p.travelled, f.fds...)
+	e.peer.queue = append(e.peer.queue, f)
+	p.wire = append(p.wire, e.arrow+" "+message)
+	switch m := m.(type) {
+	case *pb.ManifestPage:
+		p.unacked++
+		p.widest = max(p.widest, p.unacked)
+	case *pb.PageAck:
+		_ = m
+		p.unacked--
+	}
+	p.notify()
+	return nil, nil
+}
+
+// Close implements handoff.Frames.
+func (e *end) Close() error {
+	e.pipe.mu.Lock()
+	defer e.pipe.mu.Unlock()
+	e.closed = true
+	e.clear()
+	e.pipe.notify()
+	return nil
+}
+
+// kill ends the process that has this end: the kernel closes the end, and a
+// goroutine that touches it never returns.
+func (e *end) kill() {
+	e.set(func() { e.dead, e.closed = true, true; e.clear() })
+}
+
+// freeze stops the process that has this end, and thaw continues it.
+func (e *end) freeze() { e.set(func() { e.frozen = true }) }
+func (e *end) thaw()   { e.set(func() { e.frozen = false }) }
+
+// fill lets this end find no room to write.
+func (e *end) fill() { e.set(func() { e.full = true }) }
+
+func (e *end) set(change func()) {
+	e.pipe.mu.Lock()
+	defer e.pipe.mu.Unlock()
+	change()
+	e.pipe.notify()
+}
+
+func (e *end) isClosed() bool {
+	e.pipe.mu.Lock()
+	defer e.pipe.mu.Unlock()
+	return e.closed
+}
+
+// lockAwake locks the pipe for a process that lives and runs.
+func (e *end) lockAwake() {
+	for {
+		e.pipe.mu.Lock()
+		changed := e.pipe.changed
+		switch {
+		case e.dead:
+			e.pipe.mu.Unlock()
+			runtime.Goexit()
+		case !e.frozen:
+			return
+		}
+		e.pipe.mu.Unlock()
+		<-changed
+	}
+}
+
+func (e *end) clear() {
+	for _, f := range e.queue {
+		closeFDs(f.fds)
+	}
+	e.queue = nil
+}
+
+func (p *pipe) notify() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// transcript is everything that was written, in order.
+func (p *pipe) transcript() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return strings.Join(p.wire, "\n")
+}
+
+// sent reports whether a message with this short name was written.
+func (p *pipe) sent(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, line := range p.wire {
+		if line == name || strings.HasPrefix(line, name+" ") || strings.HasPrefix(line, name+":") {
+			return true
+		}
+	}
+	return false
+}
+
+func closeFDs(fds []*scm.FD) {
+	for _, fd := range fds {
+		_ = fd.Close()
+	}
+}
+
+// describe returns a line of the transcript, and the message that the payload
+// carries, nil if it carries none.
+func (e *end) describe(payload []byte, fds int) (string, proto.Message) {
+	m := member(e.arrow == ">", payload)
+	text := shortName(m)
+	switch m := m.(type) {
+	case *pb.Hello:
+		text += fmt.Sprintf(": versions %v, %v, instance %s", m.GetVersions(), m.GetRole(), m.GetProcess().GetInstance())
+	case *pb.Welcome:
+		text += fmt.Sprintf(": version %d, generation %d, total %d", m.GetVersion(), m.GetGeneration(), m.GetTotal())
+	case *pb.Refuse:
+		text += ": " + m.GetCode().String()
+	case *pb.ManifestPage:
+		text += fmt.Sprintf(": descriptors %d, removed %d", len(m.GetDescriptors()), len(m.GetRemoved()))
+		if m.GetLast() {
+			text += ", last"
+		}
+	case *pb.Ready:
+		text += fmt.Sprintf(": unclaimed %d %v", m.GetUnclaimed(), m.GetUnclaimedIds())
+	case *pb.Progress:
+		text += fmt.Sprintf(": %q, extend %v", m.GetStatus(), m.GetExtend().AsDuration())
+	case *pb.CommitAck:
+		text += fmt.Sprintf(": settle %v", m.GetSettle())
+	case *pb.Abort:
+		text += ": " + m.GetCode().String()
+	}
+	if fds > 0 {
+		text += fmt.Sprintf(" + %d fds", fds)
+	}
+	return text, m
+}
+
+// shortName names a message; pages and their acknowledgements with the number.
+func shortName(m proto.Message) string {
+	switch m := m.(type) {
+	case nil:
+		return "garbage"
+	case *pb.ManifestPage:
+		return fmt.Sprintf("ManifestPage %d", m.GetPage())
+	case *pb.PageAck:
+		return fmt.Sprintf("PageAck %d", m.GetNext())
+	default:
+		return string(m.ProtoReflect().Descriptor().Name())
+	}
+}
+
+// member is the one message in a payload, nil if there is none.
+func member(fromClient bool, payload []byte) proto.Message {
+	var envelope proto.Message = new(pb.ServerMessage)
+	if fromClient {
+		envelope = new(pb.ClientMessage)
+	}
+	if err := proto.Unmarshal(payload, envelope); err != nil {
+		return nil
+	}
+	r := envelope.ProtoReflect()
+	field := r.WhichOneof(r.Descriptor().Oneofs().Get(0))
+	if field == nil {
+		return nil
+	}
+	return r.Get(field).Message().Interface()
+}
+
+// wrap is member's inverse: the payload that carries m.
+func wrap(fromClient bool, m proto.Message) []byte {
+	var envelope proto.Message = new(pb.ServerMessage)
+	if fromClient {
+		envelope = new(pb.ClientMessage)
+	}
+	r := envelope.ProtoReflect()
+	fields := r.Descriptor().Oneofs().Get(0).Fields()
+	for i := range fields.Len() {
+		if fields.Get(i).Message() == m.ProtoReflect().Descriptor() {
+			r.Set(fields.Get(i), protoValue(m))
+		}
+	}
+	payload, err := proto.Marshal(envelope)
+	if err != nil {
+		panic(err)
+	}
+	return payload
+}
