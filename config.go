@@ -178,7 +178,7 @@ func (c *Config) resolvePaths() error {
 
 func (c *Config) validate() error {
 	if err := handoff.CheckName(c.Instance); err != nil {
-		return fmt.Errorf("Config.Instance: %w", err)
+		return fmt.Errorf("invalid Config.Instance: %w", err)
 	}
 	for _, d := range []struct {
 		name  string
@@ -192,20 +192,20 @@ func (c *Config) validate() error {
 		{"DrainTimeout", c.DrainTimeout},
 	} {
 		if d.value < 0 {
-			return fmt.Errorf("Config.%s is %v: a duration cannot be negative", d.name, d.value)
+			return fmt.Errorf("invalid Config.%s: %v is negative", d.name, d.value)
 		}
 	}
 	if c.MaxReadyTimeout < c.ReadyTimeout {
-		return fmt.Errorf("Config.MaxReadyTimeout (%v) is below ReadyTimeout (%v)", c.MaxReadyTimeout, c.ReadyTimeout)
+		return fmt.Errorf("invalid Config.MaxReadyTimeout: %v is below ReadyTimeout, %v", c.MaxReadyTimeout, c.ReadyTimeout)
 	}
 	if c.Socket != "" {
 		if err := rendezvous.CheckPath("unix", c.Socket); err != nil {
-			return fmt.Errorf("Config.Socket: %w", err)
+			return fmt.Errorf("invalid Config.Socket: %w", err)
 		}
 	}
 	if c.PIDFile != "" {
 		if err := pidfile.Check(c.PIDFile); err != nil {
-			return fmt.Errorf("Config.PIDFile: %w", err)
+			return fmt.Errorf("invalid Config.PIDFile: %w", err)
 		}
 	}
 	return nil

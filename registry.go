@@ -1,6 +1,7 @@
 package crossfade
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -176,6 +177,15 @@ func (f *Fds) receive(ds []handoff.Descriptor, late bool) (err error) {
 }
 
 func (f *Fds) receiveLocked(d handoff.Descriptor, late bool) error {
+	switch d.Kind {
+	case handoff.KindListener, handoff.KindPacketConn, handoff.KindConn, handoff.KindFile:
+	case handoff.KindState, handoff.KindAlive:
+		// Of a predecessor that has more to say than this process understands.
+		f.log.Debug("closing what this version does not use", "name", d.Name, "kind", d.Kind)
+		return d.FD.Close()
+	default:
+		return errors.New("it does not belong here in the manifest")
+	}
 	if err := checkName(d.Name); err != nil {
 		return err
 	}
@@ -184,7 +194,7 @@ func (f *Fds) receiveLocked(d handoff.Descriptor, late bool) error {
 	}
 	old := f.byName[d.Name]
 	if old != nil && !late {
-		return fmt.Errorf("the manifest has the name twice")
+		return errors.New("the manifest has the name twice")
 	}
 	f.lastID++
 	e := &entry{Descriptor: d, origin: handoff.OriginUnclaimed, offeredID: d.ID, late: late}

@@ -45,7 +45,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer theirs.Close() //nolint:errcheck // the started process has its own, or there is none
+	defer theirs.Close()
 	attempt, err := u.server.Spawn(ours)
 	if err != nil {
 		return err

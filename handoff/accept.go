@@ -97,9 +97,9 @@ func (s *Server) serve(conn frames, peer *scm.Peer) {
 	l := newLink(conn, 0)
 	p, err := s.greet(l, peer)
 	if err != nil {
-		s.log.Warn("a client of the control socket was turned away", "peer", peerName(peer), "err", err)
-	}
-	if p == nil {
+		if !errors.Is(err, errServed) {
+			s.log.Warn("a client of the control socket was turned away", "peer", peerName(peer), "err", err)
+		}
 		l.close()
 		closePeer(peer)
 		return
@@ -114,8 +114,12 @@ func (s *Server) serve(conn frames, peer *scm.Peer) {
 	}()
 }
 
-// greet finds out who the client is and what it wants. It serves a controller,
-// returns the attempt of a successor, and an error for who is turned away.
+// errServed says that there is nothing more to do for a client, nor to report.
+var errServed = errors.New("served")
+
+// greet finds out who the client is and what it wants. It returns the attempt
+// of a successor, errServed for a client that got what it came for, and another
+// error for one that was turned away.
 func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 	if err := s.auth(peer); err != nil {
 		s.refuse(l, &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_DENIED, Reason: sentence(err)})
@@ -126,14 +130,17 @@ func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 	defer cancel()
 	hello, err := readHello(ctx, l)
 	if lost(err) {
-		return nil, nil // a probe that connects and leaves is no news
+		return nil, errServed // a probe that connects and leaves is no news
 	}
 	if err != nil {
 		s.refuse(l, refusalOf(err))
 		return nil, err
 	}
 	if hello.GetRole() == pb.Role_ROLE_CONTROLLER {
-		return nil, s.serveController(ctx, l)
+		if err := s.serveController(ctx, l); err != nil {
+			return nil, err
+		}
+		return nil, errServed
 	}
 	return s.admit(ctx, l, candidateFromWire(hello, peer))
 }
@@ -183,7 +190,7 @@ func (s *Server) admit(ctx context.Context, l *link, who Candidate) (*predecesso
 	s.refuse(l, refusal)
 	if passing(refusal.GetCode()) {
 		s.hold(l)
-		return nil, nil
+		return nil, errServed
 	}
 	return nil, refusedFromWire(refusal)
 }

@@ -439,7 +439,7 @@ func (t *Taking) readyMessage() *pb.ClientMessage {
 	m := &pb.Ready{Unclaimed: uint32(len(t.call.unclaimed))}
 	for _, d := range t.call.unclaimed {
 		m.UnclaimedIds = append(m.UnclaimedIds, d.ID)
-		if len(m.UnclaimedNames) < 100 {
+		if len(m.GetUnclaimedNames()) < 100 {
 			m.UnclaimedNames = append(m.UnclaimedNames, d.Name)
 		}
 	}
@@ -463,13 +463,18 @@ func (t *Taking) finalPage(p *pb.ManifestPage, fds []*scm.FD) error {
 
 // ownership lasts until the predecessor has gone.
 func (t *Taking) ownership() {
+	overdue := time.AfterFunc(t.commitLimit, func() {
+		t.log.Warn("the predecessor has not retired yet: this process serves, and hands over to nobody before that", "predecessor", t.predecessor)
+	})
 	settled := false
 	settle := func() {
+		overdue.Stop()
 		if !settled {
 			settled = true
 			t.receiver.Settled()
 		}
 	}
+	defer overdue.Stop()
 	for {
 		m, fds, err := t.next(context.Background())
 		closeAll(fds)
