@@ -129,14 +129,14 @@ type page struct {
 	fds     []*scm.FD
 }
 
-// paginate makes pages of at most scm.MaxDescriptors descriptors and
+// paginate makes pages of at most scm.Batch descriptors and
 // maxPageSize bytes, at least one, numbered from first on.
 func paginate(first uint32, control *Control, added []Descriptor, removed []uint64) []page {
 	pages := []page{{message: &pb.ManifestPage{Page: first, Control: controlToWire(control)}}}
 	size := proto.Size(pages[0].message)
 	next := func(room int) *page {
 		last := &pages[len(pages)-1]
-		if len(last.fds) == scm.MaxDescriptors || size+room > maxPageSize {
+		if len(last.fds) == scm.Batch || size+room > maxPageSize {
 			first++
 			pages = append(pages, page{message: &pb.ManifestPage{Page: first}})
 			last, size = &pages[len(pages)-1], 0
