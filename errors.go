@@ -30,9 +30,6 @@ var (
 	// ErrOwnerUnknown: whether somebody owns the control path cannot be said,
 	// so nothing was bound. Never start afresh on it.
 	ErrOwnerUnknown = rendezvous.ErrOwnerUnknown
-	// ErrControlLost: the control path leads to another file than this
-	// process's socket: it serves, and hands over to nobody.
-	ErrControlLost = rendezvous.ErrControlLost
 
 	// ErrBusy: another handoff is under way.
 	ErrBusy = handoff.ErrBusy
@@ -44,6 +41,11 @@ var (
 	ErrDenied = handoff.ErrDenied
 	// ErrIncompatible: the two sides speak no common protocol version.
 	ErrIncompatible = handoff.ErrIncompatible
+	// ErrMoved: this process is not the owner any more.
+	ErrMoved = handoff.ErrMoved
+	// ErrControlLost: the control path does not lead to its owner any more,
+	// which therefore hands over to nobody.
+	ErrControlLost = handoff.ErrControlLost
 	// ErrStopping: the owner is stopping for good.
 	ErrStopping = handoff.ErrStopping
 	// ErrTimeout: a step of the handoff took longer than its limit. The text,
@@ -56,6 +58,11 @@ var (
 	// ErrUnclaimed: an offered descriptor was not asked for, and
 	// RequireAllClaimed is set.
 	ErrUnclaimed = handoff.ErrUnclaimed
+	// ErrDescriptor: a descriptor is not what the manifest says, or was lost
+	// on the way.
+	ErrDescriptor = handoff.ErrDescriptor
+	// ErrProtocol: the other side broke the protocol.
+	ErrProtocol = handoff.ErrProtocol
 	// ErrLimit: a limit of the system is too low for what is handed over.
 	ErrLimit = handoff.ErrLimit
 )

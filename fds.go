@@ -89,7 +89,8 @@ func (f *Fds) AddListener(name string, ln net.Listener) (net.Listener, error) {
 	if u, ok := ln.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 	}
-	return e.listener, ln.Close()
+	_ = ln.Close() // its socket lives on in the registry
+	return e.listener, nil
 }
 
 // PacketConn returns the inherited packet conn of that name: a wrapper as from
@@ -112,7 +113,8 @@ func (f *Fds) AddPacketConn(name string, pc net.PacketConn) (net.PacketConn, err
 	if err != nil {
 		return nil, err
 	}
-	return e.packets, pc.Close()
+	_ = pc.Close() // its socket lives on in the registry
+	return e.packets, nil
 }
 
 // Conn returns the inherited connection of that name, which leaves the
