@@ -26,7 +26,7 @@ func recvmsg(fd int, p []byte) (n int, fds []*FD, err error) {
 			break
 		}
 	}
-	if err == unix.EMSGSIZE {
+	if errors.Is(err, unix.EMSGSIZE) {
 		// This is how macOS says that the descriptor table is full.
 		return 0, nil, truncated(0)
 	}

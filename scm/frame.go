@@ -62,15 +62,15 @@ type FrameError struct {
 // Error says what is wrong with the frame, and for lost descriptors what the
 // causes may be.
 func (e *FrameError) Error() string {
-	switch e.Err {
-	case ErrTruncated:
+	switch {
+	case errors.Is(e.Err, ErrTruncated):
 		return fmt.Sprintf("%v: only %d of a message came through; RLIMIT_NOFILE is %d, raise it if this process has that many open, else ask the security module's log",
 			e.Err, e.Got, e.Want)
-	case ErrDescriptorCount:
+	case errors.Is(e.Err, ErrDescriptorCount):
 		return fmt.Sprintf("%v: %d announced, %d arrived", e.Err, e.Want, e.Got)
-	case ErrPayloadTooLarge:
+	case errors.Is(e.Err, ErrPayloadTooLarge):
 		return fmt.Sprintf("%v: %d bytes, at most %d are allowed", e.Err, e.Got, e.Want)
-	case ErrReserved:
+	case errors.Is(e.Err, ErrReserved):
 		return fmt.Sprintf("%v but %#04x: the peer speaks another protocol", e.Err, e.Got)
 	default:
 		return fmt.Sprintf("%v: %d, at most %d are allowed", e.Err, e.Got, e.Want)

@@ -77,7 +77,7 @@ func init() {
 		}
 		for _, cause := range []string{"RLIMIT_NOFILE is " + strconv.Itoa(before+10), "security module"} {
 			if !strings.Contains(err.Error(), cause) {
-				return fmt.Errorf("%q does not name %q", err, cause)
+				return fmt.Errorf("%w: this does not name %q", err, cause)
 			}
 		}
 		after, err := openDescriptors()
@@ -174,16 +174,24 @@ func init() {
 		if err := <-result; err != nil {
 			return err
 		}
-		// A peer that is gone is noticed though the limit stands in front.
+		// A peer that is gone is noticed though the limit, reached on another
+		// connection, stands in front.
+		other, unread, err := connected()
+		if err != nil {
+			return err
+		}
 		for range sent {
-			if err := a.Send(context.Background(), []byte("page"), fds...); err != nil {
+			if err := other.Send(context.Background(), []byte("page"), fds...); err != nil {
 				return err
 			}
 		}
 		if err := b.Close(); err != nil {
 			return err
 		}
-		if err := a.Send(context.Background(), []byte("page"), fds...); !errors.Is(err, unix.EPIPE) {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		err = a.Send(ctx, []byte("page"), fds...)
+		if unread.HungUp() || !errors.Is(err, unix.EPIPE) {
 			return fmt.Errorf("sending to nobody gave %w", err)
 		}
 		return nil
@@ -224,7 +232,7 @@ func init() {
 			}
 			for _, number := range []int{limitErr.Need, limit} {
 				if !strings.Contains(err.Error(), strconv.Itoa(number)) {
-					return fmt.Errorf("%q does not name %d", err, number)
+					return fmt.Errorf("%w: this does not name %d", err, number)
 				}
 			}
 		}

@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
 	"github.com/crossfade-go/crossfade/scm"
@@ -272,6 +274,87 @@ func TestCancellationRacesWithArrival(t *testing.T) {
 		<-sent
 		cancel()
 	}
+}
+
+// A deadline that outlives its context would have every later wait end at once.
+func TestACancelledContextLeavesNoDeadlineBehind(t *testing.T) {
+	leak.Check(t)
+	far, near := unixConns(t)
+	defer far.Close()
+	raw, err := near.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := scm.NewConn(near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i := range 200 {
+		ctx, cancel := context.WithCancel(context.Background())
+		go cancel()
+		if _, _, err := c.Receive(ctx, 0); err != context.Canceled {
+			t.Fatal(err)
+		}
+		if err := raw.Read(func(uintptr) bool { return true }); err != nil {
+			t.Fatalf("round %d: the next read would fail with %v", i, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	sent := make(chan error, 1) // one result
+	go func() { sent <- c.Send(ctx, make([]byte, scm.MaxPayload)) }()
+	if _, err := far.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-sent; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if err := raw.Write(func(uintptr) bool { return true }); err != nil {
+		t.Fatalf("the next write would fail with %v", err)
+	}
+}
+
+// A deadline that was set before NewConn is none of its business.
+func TestNewConnForgetsOldDeadlines(t *testing.T) {
+	leak.Check(t)
+	far, near := unixConns(t)
+	if err := near.SetDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := scm.NewConn(near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	received := make(chan error, 1) // one result
+	go func() {
+		_, _, err := c.Receive(patient(t), 0)
+		received <- err
+	}()
+	far.Close()
+	if err := <-received; err != io.EOF {
+		t.Error(err)
+	}
+}
+
+// unixConns returns two connected Go connections, which the caller closes.
+func unixConns(t *testing.T) (a, b *net.UnixConn) {
+	t.Helper()
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	dialled, err := net.Dial("unix", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dialled.(*net.UnixConn), accepted.(*net.UnixConn)
 }
 
 func TestEndOfStream(t *testing.T) {

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/crossfade-go/crossfade/internal/leak"
 	"github.com/crossfade-go/crossfade/scm"
 )
@@ -184,10 +186,25 @@ func TestSendToNobody(t *testing.T) {
 	}
 }
 
-// Two pages that nobody has read leave room for a last word.
+// Two pages that nobody has read leave room for a last word: they take no more
+// than half of the send buffer.
 func TestRoomForTheLastWord(t *testing.T) {
 	leak.Check(t)
-	a, b := pair(t)
+	far, near := unixConns(t)
+	b, err := scm.NewConn(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	a, err := scm.NewConn(near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	size := ask(t, near, func(fd int) (int, error) { return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF) })
+	if size/2 <= 2*64<<10 {
+		t.Errorf("half of a send buffer of %d bytes does not hold two pages", size)
+	}
 	dog := newCanary(t)
 	fds := dog.fds(scm.MaxDescriptors)
 	for _, size := range []int{64 << 10, 64 << 10, 1000} {

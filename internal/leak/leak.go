@@ -93,7 +93,7 @@ func (s *state) await(limit time.Duration) string {
 		if diff == "" || time.Now().After(deadline) {
 			return diff
 		}
-		time.Sleep(pause)
+		<-time.After(pause)
 	}
 }
 
