@@ -1848,7 +1848,8 @@ type Descriptor struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// What it is.
 	Kind Kind `protobuf:"varint,3,opt,name=kind,proto3,enum=crossfade.handoff.v1.Kind" json:"kind,omitempty"`
-	// tcp, udp, unix, unixgram, unixpacket; empty for files.
+	// What the program asked for: tcp, tcp4, tcp6, udp, udp4, udp6, unix,
+	// unixgram, unixpacket; empty for files.
 	Network string `protobuf:"bytes,4,opt,name=network,proto3" json:"network,omitempty"`
 	// The local address or path, as the program would print it.
 	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
