@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -22,12 +21,20 @@ import (
 	"github.com/crossfade-go/crossfade/scm"
 )
 
-func protoValue(m proto.Message) protoreflect.Value { return protoreflect.ValueOfMessage(m.ProtoReflect()) }
+func protoValue(m proto.Message) protoreflect.Value {
+	return protoreflect.ValueOfMessage(m.ProtoReflect())
+}
 
 // bubble runs a subtest under the fake clock.
 func bubble(t *testing.T, name string, f func(t *testing.T)) {
 	t.Helper()
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+}
+
+// elapse moves the fake clock, which happens when everything else has come to
+// rest. What the moment brings may not have happened yet when it returns.
+func elapse(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // of a bubble's clock
 }
 
 // limits are those of an owner in these tests. No two are the same, so that an
@@ -119,8 +126,9 @@ type receiver struct {
 	receiveErr error
 	applyErr   error
 	onOwn      func()
+	onSettled  func()
 
-	mu      sync.Mutex
+	held    sync.Mutex
 	control *handoff.Control
 	got     []handoff.Descriptor
 	failure error
@@ -142,8 +150,8 @@ func (r *receiver) Apply(c handoff.Changes) error {
 }
 
 func (r *receiver) keep(ds []handoff.Descriptor) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.held.Lock()
+	defer r.held.Unlock()
 	r.got = append(r.got, ds...)
 }
 
@@ -155,8 +163,15 @@ func (r *receiver) Own(generation uint64) {
 }
 
 func (r *receiver) Inherit(generation uint64) { r.add("Inherit %d", generation) }
-func (r *receiver) Settled()                  { r.add("Settled") }
-func (r *receiver) Gone()                     { r.add("Gone") }
+
+func (r *receiver) Settled() {
+	r.add("Settled")
+	if r.onSettled != nil {
+		r.onSettled()
+	}
+}
+
+func (r *receiver) Gone() { r.add("Gone") }
 
 func (r *receiver) Fail(err error) {
 	r.add("Fail")
@@ -165,8 +180,8 @@ func (r *receiver) Fail(err error) {
 }
 
 func (r *receiver) close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.held.Lock()
+	defer r.held.Unlock()
 	for _, d := range r.got {
 		_ = d.FD.Close()
 	}
@@ -326,7 +341,6 @@ func (c *candidate) mustOwn() {
 func (c *candidate) end() {
 	c.pipe.client.thaw()
 	c.pipe.server.thaw()
-	_ = c.pipe.server.Close()
 	select {
 	case <-c.connected:
 		if c.taking != nil {
@@ -485,5 +499,3 @@ func hello() *pb.Hello {
 }
 
 var errBoom = errors.New("boom")
-
-var errClosed = net.ErrClosed

@@ -217,8 +217,11 @@ func (l *link) deaf() error {
 		if err != nil {
 			// It may be that reading fails, which says nothing about the
 			// peer: then only a command or its exit ends the wait.
-			<-ctx.Done()
-			err = context.Cause(ctx)
+			select {
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			case <-l.quit:
+			}
 		}
 		disarm()
 		if !errors.Is(err, errWoken) {

@@ -36,6 +36,7 @@ type pipe struct {
 	changed   chan struct{} // closed and replaced by every change
 	wire      []string
 	travelled []*scm.FD
+	unread    int // messages whose after is running: nobody reads meanwhile
 	unacked   int // pages
 	widest    int // the most unacked pages there were
 }
@@ -48,14 +49,13 @@ type end struct {
 	peer  *end
 	arrow string // in the transcript
 
-	queue   []frame
-	failed  error // what Receive returns from now on
-	partial error // what Send returns from now on
-	closed  bool
-	dead    bool
-	frozen  bool
-	full    bool
-	reads   int // of messages
+	queue  []frame
+	failed error // what Receive returns from now on
+	closed bool
+	dead   bool
+	frozen bool
+	full   bool
+	reads  int // of messages
 }
 
 type frame struct {
@@ -85,50 +85,44 @@ func newPipe(t *testing.T) *pipe {
 func (e *end) Receive(ctx context.Context, maxFDs int) ([]byte, []*scm.FD, error) {
 	for {
 		ended := ctx.Err() != nil // a look after the end sees all that was sent before
-		f, err := e.look(maxFDs)
+		f, changed, err := e.look(maxFDs)
 		switch {
-		case err == nil:
-			return f.payload, f.fds, nil
-		case !errors.As(err, new(*nothingError)):
-			return nil, nil, err
+		case changed == nil:
+			return f.payload, f.fds, err
 		case ended:
 			return nil, nil, context.Cause(ctx)
 		}
 		select {
-		case <-err.(*nothingError).changed:
+		case <-changed:
 		case <-ctx.Done():
 		}
 	}
 }
 
-// nothingError says that there is nothing to read until changed is closed.
-type nothingError struct{ changed chan struct{} }
-
-func (*nothingError) Error() string { return "nothing has arrived" }
-
-func (e *end) look(maxFDs int) (frame, error) {
+// look returns a channel to wait for if there is nothing to read.
+func (e *end) look(maxFDs int) (f frame, changed chan struct{}, err error) {
 	e.lockAwake()
 	defer e.pipe.mu.Unlock()
 	switch {
 	case e.closed:
-		return frame{}, net.ErrClosed
+		return frame{}, nil, net.ErrClosed
 	case e.failed != nil:
-		return frame{}, e.failed
+		return frame{}, nil, e.failed
 	case len(e.queue) > 0:
-		f := e.queue[0]
+		f = e.queue[0]
 		e.queue = e.queue[1:]
 		e.reads++
 		if len(f.fds) > maxFDs {
 			closeFDs(f.fds)
 			e.failed = &scm.FrameError{Err: scm.ErrUnexpectedDescriptors, Got: len(f.fds), Want: maxFDs}
-			return frame{}, e.failed
+			return frame{}, nil, e.failed
 		}
-		return f, nil
+		return f, nil, nil
 	case e.peer.closed:
 		e.failed = io.EOF
-		return frame{}, io.EOF
+		return frame{}, nil, io.EOF
 	default:
-		return frame{}, &nothingError{e.pipe.changed}
+		return frame{}, e.pipe.changed, nil
 	}
 }
 
@@ -136,35 +130,36 @@ func (e *end) look(maxFDs int) (frame, error) {
 func (e *end) Discard(ctx context.Context) error {
 	for {
 		ended := ctx.Err() != nil
-		err := e.drop()
+		changed, done, err := e.drop()
 		switch {
-		case !errors.As(err, new(*nothingError)):
+		case done:
 			return err
 		case ended:
 			return context.Cause(ctx)
 		}
 		select {
-		case <-err.(*nothingError).changed:
+		case <-changed:
 		case <-ctx.Done():
 		}
 	}
 }
 
-func (e *end) drop() error {
+// drop returns a channel to wait for unless it is done.
+func (e *end) drop() (changed chan struct{}, done bool, err error) {
 	e.lockAwake()
 	defer e.pipe.mu.Unlock()
 	if e.closed {
-		return net.ErrClosed
+		return nil, true, net.ErrClosed
 	}
 	e.clear()
 	if e.peer.closed {
 		e.failed = io.EOF
-		return nil
+		return nil, true, nil
 	}
 	if e.failed == nil {
 		e.failed = errors.New("what came over the pipe has been thrown away")
 	}
-	return &nothingError{e.pipe.changed}
+	return e.pipe.changed, false, nil
 }
 
 // Send implements handoff.Frames.
@@ -175,10 +170,11 @@ func (e *end) Send(ctx context.Context, payload []byte, fds ...*scm.FD) error {
 		e.pipe.before(name)
 	}
 	for {
-		changed, err := e.trySend(payload, fds, message, m)
-		if changed == nil {
+		changed, done, err := e.trySend(payload, fds, message, m)
+		if done {
 			if err == nil && e.pipe.after != nil {
 				e.pipe.after(name)
+				e.set(func() { e.pipe.unread-- })
 				e.lockAwake() // it may have been this side's last act
 				e.pipe.mu.Unlock()
 			}
@@ -193,42 +189,42 @@ func (e *end) Send(ctx context.Context, payload []byte, fds ...*scm.FD) error {
 }
 
 // trySend returns a channel to wait for if there is no room.
-func (e *end) trySend(payload []byte, fds []*scm.FD, message string, m proto.Message) (chan struct{}, error) {
+func (e *end) trySend(payload []byte, fds []*scm.FD, message string, m proto.Message) (changed chan struct{}, done bool, err error) {
 	e.lockAwake()
 	p := e.pipe
 	defer p.mu.Unlock()
 	switch {
 	case e.closed:
-		return nil, net.ErrClosed
-	case e.partial != nil:
-		return nil, e.partial
+		return nil, true, net.ErrClosed
 	case e.peer.closed:
-		return nil, os.NewSyscallError("sendmsg", syscall.EPIPE)
+		return nil, true, os.NewSyscallError("sendmsg", syscall.EPIPE)
 	case e.full:
-		return p.changed, nil
+		return p.changed, false, nil
 	}
 	f := frame{payload: append([]byte(nil), payload...)}
 	for _, fd := range fds {
 		d, err := fd.Dup()
 		if err != nil {
 			closeFDs(f.fds)
-			return nil, err
+			return nil, true, err
 		}
 		f.fds = append(f.fds, d)
+	}
+	if p.after != nil {
+		p.unread++
 	}
 	p.travelled = append(p.travelled, f.fds...)
 	e.peer.queue = append(e.peer.queue, f)
 	p.wire = append(p.wire, e.arrow+" "+message)
-	switch m := m.(type) {
+	switch m.(type) {
 	case *pb.ManifestPage:
 		p.unacked++
 		p.widest = max(p.widest, p.unacked)
 	case *pb.PageAck:
-		_ = m
 		p.unacked--
 	}
 	p.notify()
-	return nil, nil
+	return nil, true, nil
 }
 
 // Close implements handoff.Frames.
@@ -267,7 +263,7 @@ func (e *end) isClosed() bool {
 	return e.closed
 }
 
-// lockAwake locks the pipe for a process that lives and runs.
+// lockAwake locks the pipe for a process that lives and runs, once it may.
 func (e *end) lockAwake() {
 	for {
 		e.pipe.mu.Lock()
@@ -276,7 +272,7 @@ func (e *end) lockAwake() {
 		case e.dead:
 			e.pipe.mu.Unlock()
 			runtime.Goexit()
-		case !e.frozen:
+		case !e.frozen && e.pipe.unread == 0:
 			return
 		}
 		e.pipe.mu.Unlock()

@@ -81,8 +81,9 @@ type predecessor struct {
 	pages      uint32    // sent
 	acked      uint32    // acknowledged
 	unclaimed  []uint64
-	committed  bool // from before Commit is written; of the machine's goroutine, as is ended
-	ended      bool // it has failed before Commit, and nothing can change that
+	committed  bool   // from before Commit is written; of the machine's goroutine, as is ended
+	ended      bool   // it has failed before Commit, and nothing can change that
+	brokeAt    string // the step at which the connection broke after Commit
 
 	fate     chan error    // receives the fate once: nil at CommitAck; room for it, so that nobody need read
 	released chan struct{} // closed when the attempt is no longer in anybody's way
@@ -364,10 +365,13 @@ func (p *predecessor) probation(settled bool) {
 		case m.GetSettle() != nil:
 			settled = true
 		case m.GetRollback() != nil:
-			// Written before this process acts as owner. Should it fail, the
-			// successor has ceased to own all the same.
-			_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Resumed{Resumed: &pb.Resumed{}}})
-			p.link.close()
+			// Written before this process acts as owner. A successor that meets
+			// the end of the connection without it owns again, so it must not
+			// end (I2).
+			if err := p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Resumed{Resumed: &pb.Resumed{}}}); err != nil {
+				p.resume(p.broken(err))
+				return
+			}
 			p.resume(&rolledBackError{printable(m.GetRollback().GetReason())})
 			return
 		default:
@@ -381,10 +385,14 @@ func (p *predecessor) probation(settled bool) {
 // retire is the answer to Settle. Writing Retired is the decision.
 func (p *predecessor) retire() {
 	p.server.service.Pause(nil)
-	if err := p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Retired{Retired: &pb.Retired{}}}); err != nil {
-		p.resume(p.broken(err))
+	if err := p.write(&pb.ServerMessage{Message: &pb.ServerMessage_Retired{Retired: &pb.Retired{}}}); err != nil {
+		if !errors.Is(err, errStop) {
+			err = p.broken(err)
+		}
+		p.resume(err)
 		return
 	}
+	p.server.setState(StateDraining) // before the program hears of it
 	p.server.service.Retire()
 	p.server.retired(p)
 	p.drain()
@@ -420,6 +428,7 @@ func (p *predecessor) broken(err error) error {
 		return err
 	}
 	p.server.log.Error("standing by until the successor ends", "successor", p.who.Process, "err", err)
+	p.brokeAt = p.step
 	p.enter(stepDeaf, time.Time{})
 	if stop := p.link.deaf(); stop != nil {
 		return stop
@@ -435,6 +444,9 @@ func (p *predecessor) resume(err error) {
 		return
 	}
 	step := p.step
+	if p.brokeAt != "" {
+		step = p.brokeAt
+	}
 	p.link.close()
 	p.server.service.Resume()
 	p.server.openControl()
@@ -469,6 +481,7 @@ func (p *predecessor) leave() {
 	}
 	p.server.closeControl()
 	p.server.service.Pause(nil)
+	p.server.setState(StateDraining)
 	p.server.service.Retire()
 	p.server.retired(p)
 	p.tell(errStop)
@@ -498,8 +511,8 @@ func (p *predecessor) next(ctx context.Context) (*pb.ClientMessage, error) {
 	return m, nil
 }
 
-// write sends a message up to Commit. If that fails, the candidate may have said
-// why it left: its word is then the error.
+// write sends a message and, if that fails, looks for the reason: the other
+// side may have said why it left. A command that ends the wait is returned too.
 func (p *predecessor) write(m *pb.ServerMessage, fds ...*scm.FD) error {
 	err := p.send(m, fds...)
 	if err == nil {
@@ -508,7 +521,7 @@ func (p *predecessor) write(m *pb.ServerMessage, fds ...*scm.FD) error {
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
 	for range pageWindow + 1 { // the acknowledgements that may come first
-		if _, last := p.next(now); told(last) {
+		if _, last := p.next(now); last != nil && !errors.Is(last, context.Canceled) {
 			return last
 		}
 	}

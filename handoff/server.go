@@ -2,7 +2,6 @@ package handoff
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -58,8 +57,9 @@ type Server struct {
 	ready       bool // this process has called Ready
 	settled     bool // its own predecessor cannot come back
 	stopping    bool
-	last        uint64       // the highest generation that was given out
-	attempt     *predecessor // in whose way every other attempt is
+	stopped     chan struct{} // made by the first Stop, closed when it has ended
+	last        uint64        // the highest generation that was given out
+	attempt     *predecessor  // in whose way every other attempt is
 	lastFailure *Failure
 	changed     chan struct{} // closed and replaced whenever a refusal may have passed
 	fd          *scm.FD       // the control listener, for listen(2) at each change of owner
@@ -148,11 +148,9 @@ func (s *Server) listen() error {
 		return err
 	}
 	s.control = l
-	s.wg.Add(1)
-	go func() {
-		defer s.wg.Done()
+	s.wg.Go(func() {
 		s.accept(l)
-	}()
+	})
 	return nil
 }
 
@@ -217,11 +215,19 @@ func (s *Server) Status(ctx context.Context) *Status {
 // first and report false.
 func (s *Server) Stop() (owned bool) {
 	s.mu.Lock()
-	first := !s.stopping
+	first := s.stopped == nil
+	if first {
+		s.stopped = make(chan struct{})
+	}
 	s.stopping = true
-	p := s.attempt
+	stopped, p := s.stopped, s.attempt
 	s.notifyLocked()
 	s.mu.Unlock()
+	if !first {
+		<-stopped
+		return false
+	}
+	defer close(stopped)
 	if p != nil {
 		if p.link != nil {
 			p.link.post(func() error { return errStop })
@@ -230,7 +236,7 @@ func (s *Server) Stop() (owned bool) {
 	}
 	s.mu.Lock()
 	state := s.state
-	owned = first && (state.Owns() || state == StateHeir)
+	owned = state.Owns() || state == StateHeir
 	if state != StateDraining {
 		s.setStateLocked(StateOut)
 	}
@@ -302,12 +308,10 @@ func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
 // refusalLocked says why no attempt can begin now, nil if one can.
 func (s *Server) refusalLocked() *pb.Refuse {
 	switch {
-	case s.state == StateDraining:
+	case s.state == StateProbation, s.state == StateYielding, s.state == StateDraining:
 		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_MOVED, Reason: "this process is no longer the owner: " + s.state.String()}
-	case s.stopping:
+	case s.stopping, s.state == StateOut:
 		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_STOPPING, Reason: "the owner is stopping for good"}
-	case s.state == StateProbation, s.state == StateYielding, s.state == StateDraining, s.state == StateOut:
-		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_MOVED, Reason: "this process is no longer the owner: " + s.state.String()}
 	case s.attempt != nil:
 		who := s.attempt.who.Process
 		return &pb.Refuse{
@@ -475,11 +479,7 @@ func (p *predecessor) spawned(pid int, exited <-chan struct{}) {
 		p.run()
 		return
 	}
-	if errors.Is(err, ErrProtocol) || errors.Is(err, ErrIncompatible) {
-		s.refuse(p.link, refusalOf(err))
-	} else {
-		_ = p.abort(err) // nothing was offered: it need not arrive
-	}
+	s.refuse(p.link, refusalOf(err))
 	p.link.close()
 	s.failed(p, stepHello, &Error{Side: Predecessor, Step: stepHello, Err: err})
 }

@@ -399,6 +399,9 @@ func (t *Taking) inherit() (string, error) {
 func (t *Taking) takeOver() (string, error) {
 	ctx, cancel := context.WithTimeoutCause(t.call.ctx, t.commitLimit, &TimeoutError{For: stepCommit, Limit: t.commitLimit})
 	defer cancel()
+	if t.call.ctx.Err() != nil { // before anything has begun that could still succeed
+		return stepInit, cancelled(t.call.ctx, context.Cause(t.call.ctx))
+	}
 	t.send(t.readyMessage())
 	final := false
 	for {

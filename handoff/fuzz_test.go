@@ -1,0 +1,219 @@
+package handoff_test
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+)
+
+// A script is what the fuzzer has one side say. Each byte below the number of
+// messages is one of them; the others are these, the last two with the byte that
+// follows.
+const (
+	scriptReady   = 0xf9 // the program on the other side calls Ready
+	scriptLeave   = 0xfa // ... or leaves
+	scriptFDs     = 0xfb // the next payload carries two descriptors more
+	scriptClose   = 0xfc // the end of the script
+	scriptElapse  = 0xfd // as many seconds pass
+	scriptPayload = 0xfe // a payload of as many bytes follows
+)
+
+// script runs data as p's side of the conversation.
+func script(t *testing.T, p *player, data []byte, messages []proto.Message, do func(op byte)) {
+	fds := 0
+	for len(data) > 0 {
+		op := data[0]
+		data = data[1:]
+		arg := 0
+		if op >= scriptElapse && len(data) > 0 {
+			arg, data = int(data[0]), data[1:]
+		}
+		switch {
+		case int(op) < len(messages):
+			m := messages[op]
+			if page, ok := m.(*pb.ManifestPage); ok {
+				fds += len(page.GetDescriptors())
+			}
+			p.write(wrap(p.end.arrow == ">", m), fdsOf(t, fds)...)
+			fds = 0
+		case op == scriptFDs:
+			fds = 2
+		case op == scriptClose:
+			return
+		case op == scriptElapse:
+			elapse(time.Duration(arg) * time.Second)
+			synctest.Wait()
+		case op == scriptPayload:
+			n := min(arg, len(data))
+			p.write(data[:n], fdsOf(t, fds)...)
+			data, fds = data[n:], 0
+		default:
+			do(op)
+		}
+	}
+}
+
+// indexes finds messages in a list, by their short names.
+func indexes(all []proto.Message, names ...string) []byte {
+	var list []byte
+	for _, name := range names {
+		for i, m := range all {
+			if shortName(m) == name {
+				list = append(list, byte(i))
+				break
+			}
+		}
+	}
+	return list
+}
+
+// FuzzServerMessages has a client say anything. Whatever it says, the owner owns
+// at the end, unless it has retired after a Commit that was acknowledged.
+func FuzzServerMessages(f *testing.F) {
+	messages := append([]proto.Message{}, clientMessages...)
+	messages = append(messages, commitAck(false), &pb.Ready{Unclaimed: 1, UnclaimedIds: []uint64{2}},
+		&pb.Hello{Versions: []uint32{handoff.Version}, Role: pb.Role_ROLE_CONTROLLER})
+	at := func(names ...string) []byte { return indexes(messages, names...) }
+	commit := at("Hello", "Prepared", "PageAck 1", "Received", "Ready", "PageAck 2", "FinalReceived")
+	for i := range commit {
+		f.Add(commit[:i])
+		f.Add(append(append([]byte{}, commit[:i]...), scriptElapse, 200))
+		f.Add(append(append([]byte{}, commit[:i]...), scriptPayload, 2, 0xff, 0xff))
+		f.Add(append(append([]byte{}, commit[:i]...), scriptFDs, commit[i]))
+	}
+	f.Add(append(append([]byte{}, commit...), at("CommitAck", "EndDrain")...))
+	f.Add(append(append([]byte{}, commit...), at("Abort")...))
+	f.Add(append(append([]byte{}, commit...), byte(len(clientMessages)), at("Settle")[0]))
+	f.Add(append(append([]byte{}, commit...), byte(len(clientMessages)), at("Rollback")[0]))
+	f.Add(append(append([]byte{}, commit...), scriptLeave, at("CommitAck")[0]))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOwner(t)
+			p := o.client()
+			stopped := false
+			script(t, p, data, messages, func(op byte) {
+				if op == scriptLeave {
+					stopped = true
+					go o.server.Stop()
+					synctest.Wait()
+				}
+			})
+			p.close()
+			elapse(24 * time.Hour)
+			synctest.Wait()
+
+			wire := p.end.pipe.transcript()
+			acked := strings.Contains(wire, "< Commit\n") &&
+				(strings.Contains(wire, "> CommitAck: settle true") || strings.Contains(wire, "> Settle"))
+			retired := strings.Contains(wire, "< Retired")
+			if retired && !acked {
+				t.Errorf("the predecessor has retired without a word of the successor:\n%s", wire)
+			}
+			switch state := o.server.State(); {
+			case retired, stopped && o.service.count("Retire") == 1:
+				if state != handoff.StateDraining {
+					t.Errorf("the state is %v after Retired:\n%s", state, wire)
+				}
+			case stopped && state != handoff.StateOut, !stopped && state != handoff.StateOwner:
+				t.Errorf("the state is %v, stopped: %v:\n%s", state, stopped, wire)
+			}
+			ends := o.service.count("Thaw") + o.service.count("Resume") + o.service.count("Retire")
+			if o.service.count("Offer") != ends || ends > 1 {
+				t.Errorf("%d endings of %d attempts: %v:\n%s", ends, o.service.count("Offer"), &o.service.calls, wire)
+			}
+			if failed := o.server.Status(t.Context()).LastFailure != nil; failed != (ends == 1 && o.service.count("Retire") == 0) {
+				t.Errorf("a failure is shown: %v, calls are %v:\n%s", failed, &o.service.calls, wire)
+			}
+		})
+	})
+}
+
+// FuzzClientMessages has a server say anything. Whatever it says, Connect and
+// Ready give a value or an error, and a candidate that fails owns nothing.
+func FuzzClientMessages(f *testing.F) {
+	page := func(n uint32, count int, last bool) *pb.ManifestPage {
+		p := &pb.ManifestPage{Page: n, Last: last}
+		for i := range count {
+			p.Descriptors = append(p.Descriptors, &pb.Descriptor{Id: uint64(i), Name: "a", Kind: pb.Kind_KIND_FILE})
+		}
+		return p
+	}
+	messages := append([]proto.Message{}, serverMessages...)
+	n := byte(len(messages))
+	messages = append(messages, welcome(3), page(0, 2, false), page(1, 1, true), page(2, 2, true), page(1, 2, false),
+		&pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_NOT_READY})
+	at := func(names ...string) []byte { return indexes(messages, names...) }
+	small := append(at("Welcome", "ManifestPage 0"), append([]byte{scriptReady}, at("ManifestPage 1", "Commit", "Retired")...)...)
+	large := append([]byte{n, n + 1, n + 2, scriptReady, n + 3}, at("Commit", "Retired")...)
+	for _, whole := range [][]byte{small, large} {
+		for i := range whole {
+			f.Add(whole[:i])
+			f.Add(append(append([]byte{}, whole[:i]...), scriptElapse, 200))
+			f.Add(append(append([]byte{}, whole[:i]...), scriptPayload, 2, 0xff, 0xff))
+			f.Add(append(append([]byte{}, whole[:i]...), scriptFDs, whole[i]))
+			f.Add(append(append([]byte{}, whole[:i]...), scriptLeave))
+			f.Add(append(append([]byte{}, whole[:i]...), at("Abort")...))
+		}
+		f.Add(whole)
+	}
+	f.Add([]byte{n + 5, scriptElapse, 200, scriptClose})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCandidate(t)
+			p := c.server()
+			called, left := false, false
+			ready := func() {
+				select {
+				case <-c.connected:
+					if c.taking != nil && !called {
+						called = true
+						c.ready(t.Context())
+					}
+				default:
+				}
+			}
+			script(t, p, data, messages, func(op byte) {
+				if op == scriptReady {
+					ready()
+				}
+				if op == scriptLeave && c.taking != nil && !left {
+					left = true
+					c.taking.Leave()
+				}
+			})
+			p.close()
+			elapse(24 * time.Hour)
+			<-c.connected
+			ready()
+			synctest.Wait()
+
+			wire := c.pipe.transcript()
+			if (c.taking != nil) == (c.err != nil) {
+				t.Fatalf("Connect gave %v and %v:\n%s", c.taking, c.err, wire)
+			}
+			owned, failed := c.receiver.count("Own"), c.receiver.count("Fail")
+			if c.taking == nil {
+				if owned+failed != 0 {
+					t.Errorf("Connect failed, and the calls are %v:\n%s", &c.receiver.calls, wire)
+				}
+				return
+			}
+			err := c.outcome()
+			if owned+failed != 1 || (err == nil) != (owned == 1) {
+				t.Errorf("Ready: %v, and the calls are %v:\n%s", err, &c.receiver.calls, wire)
+			}
+			if owned == 1 && strings.Contains(wire, "> Abort") {
+				t.Errorf("it owns after its own Abort:\n%s", wire)
+			}
+			if g, s := c.receiver.count("Gone"), c.receiver.count("Settled"); g > 1 || s > 1 || owned == 1 && !left && (g != 1 || s != 1) {
+				t.Errorf("calls are %v:\n%s", &c.receiver.calls, wire)
+			}
+		})
+	})
+}
