@@ -112,6 +112,11 @@ type Config struct {
 	// ListenConfig opens what Listen and ListenPacket do not find among the
 	// inherited. Its keep-alive settings hold for inherited listeners too.
 	ListenConfig *net.ListenConfig
+	// KeepClosed leaves what Listen and ListenPacket have returned in the
+	// registry when the program closes it: clients queue up for the next
+	// successor, and the path of a unix socket stays until Stop. Default: Close
+	// takes it out, and the successor does not get it.
+	KeepClosed bool
 	// Logger gets what an operator should know of (default slog.Default).
 	Logger *slog.Logger
 	// Disabled turns handoffs off, for development, tests and systems without

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -34,6 +35,7 @@ const reservedPrefix = "crossfade."
 type Fds struct {
 	log      *slog.Logger
 	limit    time.Duration  // how long a change waits for a thaw
+	keep     bool           // what the program has closed stays registered
 	accepted func(net.Conn) // called with each accepted connection, or nil
 
 	mu        sync.Mutex
@@ -46,6 +48,7 @@ type Fds struct {
 	kept      []*scm.FD       // removed during the offer: open until it has ended
 	thawed    chan struct{}   // not nil while frozen; closed at the thaw
 	deferred  []func()        // removals that could not wait for the thaw
+	orphans   []*entry        // unix sockets that nobody asked for, closed: their paths remain
 	out       error           // why nothing can change any more
 }
 
@@ -59,9 +62,9 @@ type entry struct {
 	packets   pausable.PacketConn
 }
 
-func newFds(log *slog.Logger, limit time.Duration, accepted func(net.Conn)) *Fds {
+func newFds(c *Config, accepted func(net.Conn)) *Fds {
 	return &Fds{
-		log: log, limit: limit, accepted: accepted,
+		log: c.Logger, limit: c.CommitTimeout, keep: c.KeepClosed, accepted: accepted,
 		byID: make(map[uint64]*entry), byName: make(map[string]*entry), opening: make(map[string]bool),
 	}
 }
@@ -213,9 +216,9 @@ func (f *Fds) change(ctx context.Context) (unlock func(), err error) {
 		}
 		f.mu.Lock()
 	}
-	if f.out != nil {
+	if out := f.out; out != nil {
 		f.mu.Unlock()
-		return nil, fmt.Errorf("the registry is closed: %w", f.out)
+		return nil, fmt.Errorf("the registry is closed: %w", out)
 	}
 	return f.mu.Unlock, nil
 }
@@ -373,12 +376,29 @@ func (f *Fds) refuseShared(d handoff.Descriptor) error {
 		return nil
 	}
 	for _, e := range f.byID {
-		if e.offeredID != 0 && e.Identity.Network == id.Network && e.Identity.Address == id.Address {
+		if e.offeredID != 0 && e.Identity.Network == id.Network &&
+			overlap(e.Network, e.Identity.Address, d.Network, id.Address) {
 			return fmt.Errorf("%s %s is inherited under the name %q: a second socket there (SO_REUSEPORT) would take its clients before this process owns; ask for %q",
 				d.Network, d.Address, e.Name, e.Name)
 		}
 	}
 	return nil
+}
+
+// overlap reports whether a client of the one address could reach the other: the
+// unspecified address takes in all of its family, and [::] IPv4 too unless the
+// network says that it does not.
+func overlap(network, address, network2, address2 string) bool {
+	a, err := netip.ParseAddrPort(address)
+	b, err2 := netip.ParseAddrPort(address2)
+	if err != nil || err2 != nil {
+		return address == address2
+	}
+	takes := func(network string, a, b netip.Addr) bool {
+		return a.IsUnspecified() && (a.Is4() == b.Is4() || a.Is6() && !strings.HasSuffix(network, "6"))
+	}
+	return a.Port() == b.Port() &&
+		(a.Addr() == b.Addr() || takes(network, a.Addr(), b.Addr()) || takes(network2, b.Addr(), a.Addr()))
 }
 
 // checkKind reports a descriptor that is not what it is to be registered as.
@@ -387,7 +407,7 @@ func checkKind(d handoff.Descriptor) error {
 	socket := id.Type == scm.TypeSocket
 	packets := id.Network == "udp" || id.Network == "unixgram"
 	switch d.Kind {
-	case handoff.KindListener:
+	case handoff.KindListener, handoff.KindControl:
 		if id.Listening {
 			return nil
 		}
@@ -423,15 +443,33 @@ func (f *Fds) wrapLocked(e *entry) (err error) {
 		}
 	case handoff.KindPacketConn:
 		e.packets, err = pausable.NewPacketConn(e.FD, closed)
-		if err == nil && f.accepting {
+		if err != nil {
+			return err
+		}
+		if c, ok := e.packets.(*pausable.UnixConn); ok && e.UnixPath != nil {
+			e.packets = unixConn{c, &net.UnixAddr{Name: e.UnixPath.Path, Net: e.Network}}
+		}
+		if f.accepting {
 			e.packets.Resume()
 		}
 	}
 	return err
 }
 
+// unixConn gives a datagram socket the path that clients send to. The kernel
+// knows the name that it was bound to before the rename, which is gone.
+type unixConn struct {
+	*pausable.UnixConn
+	addr net.Addr
+}
+
+func (c unixConn) LocalAddr() net.Addr { return c.addr }
+
 // closed follows the program's Close of a wrapper.
 func (f *Fds) closed(e *entry) {
+	if f.keep {
+		return // the registry's own descriptor keeps the socket
+	}
 	unlock, err := f.change(context.Background())
 	if errors.Is(err, ErrHandoffInProgress) {
 		f.mu.Lock()

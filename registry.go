@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
 	"github.com/crossfade-go/crossfade/scm"
@@ -83,7 +84,8 @@ func (f *Fds) acceptLocked() {
 	for _, e := range f.byID {
 		if e.listener != nil {
 			if err := e.listener.Resume(); err != nil {
-				f.log.Error("a listener cannot accept", "name", e.Name, "err", err)
+				f.log.Error("a listener cannot accept yet: trying again", "name", e.Name, "err", err)
+				go f.resumeLater(e)
 			}
 		}
 		if e.packets != nil {
@@ -91,6 +93,26 @@ func (f *Fds) acceptLocked() {
 		}
 	}
 }
+
+// resumeLater makes a listener accept as soon as there is room for the
+// descriptor that it needs for that, for whose coming there is no event. A
+// process that has the service back and a full table must not lose a listener
+// for good (I3).
+func (f *Fds) resumeLater(e *entry) {
+	ticker := time.NewTicker(resumeInterval)
+	defer ticker.Stop()
+	for range ticker.C {
+		f.mu.Lock()
+		done := !f.accepting || f.byID[e.ID] != e || e.listener.Resume() == nil
+		f.mu.Unlock()
+		if done {
+			return
+		}
+	}
+}
+
+// resumeInterval is the time between two attempts of resumeLater.
+const resumeInterval = 100 * time.Millisecond
 
 // thaw undoes offer and freeze: nothing has happened.
 func (f *Fds) thaw() {
@@ -124,7 +146,9 @@ func (f *Fds) thawLocked() {
 func (f *Fds) retire(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.out = err
+	if f.out == nil { // as with Exit, the first reason is the one to tell
+		f.out = err
+	}
 	f.accepting = false
 	for id, e := range f.byID {
 		if e.listener != nil {
@@ -251,6 +275,19 @@ func (f *Fds) unclaimed() []handoff.Descriptor {
 	return ds
 }
 
+// listeners counts the listeners that somebody has asked for.
+func (f *Fds) listeners() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, e := range f.byID {
+		if e.listener != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // own makes this process take from its sockets, and closes what nobody asked
 // for: a listener that nobody accepts from swallows clients.
 func (f *Fds) own() {
@@ -260,17 +297,42 @@ func (f *Fds) own() {
 	f.acceptLocked()
 }
 
-// settle ends the time in which late additions can be asked for.
+// settle ends the time in which late additions can be asked for. The paths of
+// unix sockets that nobody asked for go now: the predecessor, which might have
+// come back to them, has closed its copies.
 func (f *Fds) settle() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.closeUnclaimedLocked(true)
+	orphans := f.orphans
+	f.orphans = nil
+	f.mu.Unlock()
+	for _, e := range orphans {
+		if !f.usesPath(e.UnixPath) {
+			f.unlink(e)
+		}
+	}
+}
+
+// usesPath reports whether the file is a registered socket's too: one socket can
+// have two names.
+func (f *Fds) usesPath(path *handoff.UnixPath) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.byID {
+		if u := e.UnixPath; u != nil && u.Dev == path.Dev && u.Ino == path.Ino {
+			return true
+		}
+	}
+	return false
 }
 
 func (f *Fds) closeUnclaimedLocked(late bool) {
 	for _, e := range f.sortedLocked() {
 		if e.origin == handoff.OriginUnclaimed && (late || !e.late) {
 			f.log.Warn("closing what nobody asked for", "name", e.Name, "kind", e.Kind, "network", e.Network, "address", e.Address)
+			if e.UnixPath != nil {
+				f.orphans = append(f.orphans, e)
+			}
 			f.dropLocked(e)
 		}
 	}

@@ -1,0 +1,4 @@
+package tableflip
+
+// NewUpgrader is New without its limit of one to a process.
+var NewUpgrader = newUpgrader
