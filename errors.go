@@ -16,6 +16,13 @@ var (
 	ErrStopped = errors.New("stopped")
 )
 
+// stoppedError is why a candidate that is told to stop gives up.
+type stoppedError struct{}
+
+func (stoppedError) Error() string { return "stopped before it owned the service" }
+
+func (stoppedError) Is(target error) bool { return target == ErrStopped || target == ErrStopping }
+
 // What a caller can act on. Match with [errors.Is].
 var (
 	// ErrNotInherited: the predecessor handed nothing of that name over.

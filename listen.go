@@ -243,7 +243,7 @@ func (u *Upgrader) explainInUse(r request, err error) error {
 		return err
 	}
 	for _, d := range u.fds.All() {
-		if d.Origin != handoff.OriginAdded && samePort(d.Network, d.Address, r) {
+		if d.Origin != handoff.OriginAdded && inTheWay(d, r) {
 			return fmt.Errorf("%w: this process has inherited %q on %s %s, which may be in the way: ask for it by that name and address, "+
 				"or hand over once to a version that does not have it", err, d.Name, d.Network, d.Address)
 		}
@@ -251,10 +251,16 @@ func (u *Upgrader) explainInUse(r request, err error) error {
 	return err
 }
 
-func samePort(network, address string, r request) bool {
-	_, port, err := net.SplitHostPort(address)
+// inTheWay reports whether a descriptor may keep the request's socket from being
+// opened.
+func inTheWay(d handoff.DescriptorStatus, r request) bool {
+	if strings.HasPrefix(r.network, "unix") {
+		path, err := filepath.Abs(r.address)
+		return err == nil && d.Address == path && strings.HasPrefix(d.Network, "unix")
+	}
+	_, port, err := net.SplitHostPort(d.Address)
 	_, wanted, err2 := net.SplitHostPort(r.address)
-	return err == nil && err2 == nil && port == wanted && baseNetwork(network) == baseNetwork(r.network)
+	return err == nil && err2 == nil && port == wanted && baseNetwork(d.Network) == baseNetwork(r.network)
 }
 
 // baseNetwork is the network without its address family.
@@ -264,7 +270,7 @@ func baseNetwork(network string) string { return strings.TrimRight(network, "46"
 type target struct {
 	network string
 	path    string       // of a unix socket
-	any     bool         // no host was given
+	any     bool         // no host, or the unspecified address
 	ips     []netip.Addr // what the host resolves to
 	port    int          // 0 matches any
 }
@@ -278,12 +284,13 @@ func (t target) matches(e *entry) bool {
 	if err != nil || baseNetwork(e.Network) != baseNetwork(t.network) || t.port != 0 && int(have.Port()) != t.port {
 		return false
 	}
-	// The same unspecified address means different sockets: "tcp" on [::]
-	// takes IPv4 too, "tcp6" does not.
-	if have.Addr().IsUnspecified() && e.Network != t.network {
-		return false
+	if have.Addr().IsUnspecified() {
+		// It means different sockets in different networks: "tcp" on [::] takes
+		// IPv4 too, "tcp6" does not. In one network all ways to write it mean
+		// the same: package net opens [::] for "tcp" and 0.0.0.0.
+		return t.any && e.Network == t.network
 	}
-	return t.any && have.Addr().IsUnspecified() || slices.Contains(t.ips, have.Addr().Unmap())
+	return slices.Contains(t.ips, have.Addr().Unmap())
 }
 
 // resolve finds out what the program's address means.
@@ -311,8 +318,11 @@ func resolve(ctx context.Context, network, address string) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	for i := range ips {
-		ips[i] = ips[i].Unmap()
+	t := target{network: network, port: port}
+	for _, ip := range ips {
+		ip = ip.Unmap()
+		t.ips = append(t.ips, ip)
+		t.any = t.any || ip.IsUnspecified()
 	}
-	return target{network: network, ips: ips, port: port}, nil
+	return t, nil
 }

@@ -10,8 +10,9 @@ import (
 )
 
 // processEnv names the function that a re-executed test binary runs instead of
-// tests.
-const processEnv = "CROSSFADE_TEST_PROCESS"
+// tests. It must not start like the library's own variables, which New removes:
+// what such a process starts would run the tests.
+const processEnv = "TEST_CROSSFADE_PROCESS"
 
 // processes are the functions that run as a process of their own. Each test file
 // registers its own in init. Arguments are in os.Args[1:]. Returning is exit
@@ -50,7 +51,8 @@ func command(t testing.TB, name string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, args...)
-	cmd.Env = append(os.Environ(), processEnv+"="+name)
+	// The race detector sleeps for a second at exit, in case of a late report.
+	cmd.Env = append(os.Environ(), processEnv+"="+name, "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	cmd.Stderr = os.Stderr
 	return cmd
 }

@@ -27,7 +27,7 @@ const reapGrace = 3 * time.Second
 // can be: the error then matches ErrOutcomeUnknown, and State tells later.
 //
 // Errors: ErrBusy if another attempt is under way, also from a second Upgrade;
-// ErrNotReady before Ready; ErrTimeout; ErrAborted with the successor's reason;
+// ErrNotReady before Ready; ErrControlLost; ErrTimeout; ErrAborted with the successor's reason;
 // ErrLost if it exited, with its exit status in the text;
 // [errors.ErrUnsupported] if Config.Disabled is set.
 func (u *Upgrader) Upgrade(ctx context.Context) error {
@@ -41,6 +41,13 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 }
 
 func (u *Upgrader) upgrade(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	// As before every offer: a path that has vanished is bound again now.
+	if err := (service{u}).CheckControl(ctx); err != nil {
+		return &controlError{err}
+	}
 	ours, theirs, err := scm.Pair()
 	if err != nil {
 		return err
@@ -67,6 +74,14 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	}
 }
+
+// controlError is trouble with the control path, with the sentinel that a
+// refused successor sees.
+type controlError struct{ err error }
+
+func (e *controlError) Error() string        { return e.err.Error() }
+func (e *controlError) Is(target error) bool { return target == ErrControlLost }
+func (e *controlError) Unwrap() error        { return e.err }
 
 // child is a process that Upgrade has started.
 type child struct {

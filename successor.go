@@ -12,9 +12,9 @@ import (
 )
 
 // join reaches the owner of the control path or becomes the first. An owner
-// that goes away is looked for again, as long as DialTimeout.
-func (u *Upgrader) join(ctx context.Context) error {
-	generation := uint64(1)
+// that goes away is looked for again, as long as DialTimeout. A first process
+// gets the generation given, or that of its failed attempt.
+func (u *Upgrader) join(ctx context.Context, generation uint64) error {
 	waitUntil := time.Time{}
 	if u.cfg.Wait > 0 {
 		waitUntil = time.Now().Add(u.cfg.Wait)
@@ -42,7 +42,7 @@ func (u *Upgrader) join(ctx context.Context) error {
 		case errors.As(err, &lost):
 			generation = max(generation, lost.Generation)
 		case !errors.Is(err, handoff.ErrMoved):
-			return err
+			return fmt.Errorf("taking over %s: %w", u.cfg.Socket, err)
 		}
 		u.log.Info("looking again who owns the control socket", "path", u.cfg.Socket, "err", err)
 		if !searchUntil.IsZero() && !time.Now().Before(searchUntil) {
@@ -66,7 +66,13 @@ func (u *Upgrader) joinInherited(ctx context.Context, fd int, explicit bool) err
 	if err != nil {
 		return fmt.Errorf("the inherited connection %s=%d: %w", envFD, fd, err)
 	}
-	if err := u.takeOver(ctx, conn, time.Time{}); err != nil {
+	err = u.takeOver(ctx, conn, time.Time{})
+	var lost *handoff.LostError
+	if errors.As(err, &lost) && u.cfg.Socket != "" {
+		u.log.Info("the predecessor has died: looking who owns the control socket", "path", u.cfg.Socket, "err", err)
+		return u.join(ctx, max(1, lost.Generation))
+	}
+	if err != nil {
 		return err
 	}
 	if !explicit {
@@ -130,6 +136,16 @@ func (r receiver) Receive(control *handoff.Control, ds []handoff.Descriptor) err
 		if len(ds) < 2 || ds[0].Kind != handoff.KindControl || ds[1].Kind != handoff.KindLock {
 			closeDescriptors(ds)
 			return errors.New("the page that describes the control socket does not begin with it and its lock")
+		}
+		for i, name := range []string{controlName, lockName} {
+			err := checkIdentity(ds[i])
+			if err == nil && ds[i].Name != name {
+				err = fmt.Errorf("its name is %q", ds[i].Name)
+			}
+			if err != nil {
+				closeDescriptors(ds)
+				return fmt.Errorf("%s: %w", name, err)
+			}
 		}
 		listener, lock := ds[0].FD, ds[1].FD
 		ds = ds[2:]

@@ -88,7 +88,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	}
 	u := &Upgrader{
 		cfg: c, log: c.Logger, force: env.force,
-		fds:      newFds(c.Logger, c.CommitTimeout, keepAlive(c.ListenConfig)),
+		fds:      newFds(c, keepAlive(c.ListenConfig)),
 		exit:     make(chan struct{}),
 		settled:  make(chan struct{}),
 		gone:     make(chan struct{}),
@@ -112,7 +112,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	case env.fd >= 0:
 		err = u.joinInherited(ctx, env.fd, explicit)
 	case c.Socket != "":
-		err = u.join(ctx)
+		err = u.join(ctx, 1)
 	default:
 		err = u.first(nil, 1)
 	}
@@ -205,13 +205,23 @@ func (u *Upgrader) checkReady() ([]handoff.Descriptor, error) {
 	}
 	unclaimed := u.fds.unclaimed()
 	if len(unclaimed) == 0 || !u.cfg.RequireAllClaimed {
-		return unclaimed, nil
+		return unclaimed, u.checkLimit(len(unclaimed))
 	}
 	var names []string
 	for _, d := range unclaimed[:min(len(unclaimed), 10)] {
 		names = append(names, fmt.Sprintf("%q (%s %s)", d.Name, d.Network, d.Address))
 	}
 	return nil, fmt.Errorf("%w: %d of them: %s", ErrUnclaimed, len(unclaimed), strings.Join(names, ", "))
+}
+
+// checkLimit checks RLIMIT_NOFILE for the second descriptor that each listener
+// needs to accept. Those of what is unclaimed are free by then.
+func (u *Upgrader) checkLimit(unclaimed int) error {
+	err := scm.Reserve(u.fds.listeners() - unclaimed)
+	if err == nil || errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return fmt.Errorf("%w to accept: %w", ErrLimit, err)
 }
 
 // Settled is closed when no predecessor can come back: at once in a first
@@ -272,6 +282,9 @@ func (u *Upgrader) DrainContext(parent context.Context) (context.Context, contex
 // there is none, or the cause of ctx. A process that gave up control in another
 // way than by exiting counts too.
 func (u *Upgrader) WaitForPredecessor(ctx context.Context) error {
+	if isClosed(u.gone) {
+		return nil // also if ctx has ended: select would choose at random
+	}
 	select {
 	case <-u.gone:
 		return nil
@@ -314,10 +327,11 @@ func (u *Upgrader) stop() {
 		return
 	}
 	if u.taking != nil {
-		u.taking.Abort(ErrStopped) // does nothing once this process owns
+		u.taking.Abort(stoppedError{}) // does nothing once this process owns
 	}
-	u.awaitSettled()
-	u.end(u.server.Stop(), ErrStopped)
+	settled := u.awaitSettled()
+	owned := u.server.Stop()
+	u.end(owned && settled, ErrStopped)
 	if u.taking != nil && u.server.State() != handoff.StateDraining {
 		u.taking.Leave()
 	}
@@ -348,19 +362,25 @@ func (u *Upgrader) end(owned bool, err error) {
 	}
 }
 
-// awaitSettled waits, in an owner, for the retirement of its predecessor: until
-// then that one may come back, and what it needs must not be unlinked.
-func (u *Upgrader) awaitSettled() {
+// awaitSettled waits, in an owner, for the retirement of its predecessor. It
+// reports false if that one may still come back: then what it needs must not be
+// unlinked.
+func (u *Upgrader) awaitSettled() bool {
 	if !u.server.State().Owns() {
-		return
+		return true
 	}
 	timer := time.NewTimer(u.cfg.CommitTimeout)
 	defer timer.Stop()
 	select {
 	case <-u.settled:
+		return true
 	case <-timer.C:
-		u.log.Warn("stopping although the predecessor has not retired: it gets the service back")
 	}
+	if isClosed(u.settled) {
+		return true // both had happened
+	}
+	u.log.Warn("stopping although the predecessor has not retired: it gets the service back")
+	return false
 }
 
 // letGo closes every copy of what was handed over or received (I6).
