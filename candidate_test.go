@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -100,8 +99,8 @@ func newCandidate(t testing.TB, socket, step string) *candidate {
 	return c
 }
 
-// insist is newCandidate for a socket whose owner is just changing: as a
-// successor does, it asks again after a refusal that passes.
+// insist is newCandidate for a socket whose owner is just changing, or may be
+// busy: as a successor does, it asks again after a refusal that passes.
 func insist(t testing.TB, socket, step string) *candidate {
 	t.Helper()
 	for {
@@ -113,7 +112,7 @@ func insist(t testing.TB, socket, step string) *candidate {
 			return c
 		}
 		switch m.GetRefuse().GetCode() {
-		case pb.RefuseCode_REFUSE_CODE_MOVED, pb.RefuseCode_REFUSE_CODE_NOT_READY:
+		case pb.RefuseCode_REFUSE_CODE_MOVED, pb.RefuseCode_REFUSE_CODE_NOT_READY, pb.RefuseCode_REFUSE_CODE_BUSY:
 			c.wantEnd() // held open until asking again is worthwhile
 		default:
 			t.Fatalf("candidate: %v instead of Welcome", m)
@@ -134,9 +133,10 @@ func (c *candidate) reach(step string) {
 	}
 }
 
-// close is what the kernel does to a process that dies.
+// close is what the kernel does to a process that dies, but for the moment: a
+// process that the tests are just starting holds the socket until its exec.
 func (c *candidate) close() {
-	notForking(func() { _ = c.conn.Close() }) // a second time is no news
+	_ = c.conn.Close() // a second time is no news
 	for _, fd := range c.fds {
 		_ = fd.Close()
 	}
@@ -287,12 +287,10 @@ func newOwnerByHand(t testing.TB, path string) *ownerByHand {
 
 // die is what the kernel does to a process that dies.
 func (o *ownerByHand) die() {
-	notForking(func() {
-		_ = o.ln.Close() // a second time is no news
-		if o.conn != nil {
-			_ = o.conn.Close()
-		}
-	})
+	_ = o.ln.Close() // a second time is no news
+	if o.conn != nil {
+		_ = o.conn.Close()
+	}
 }
 
 func (o *ownerByHand) accept() {
@@ -436,14 +434,6 @@ func describe(t testing.TB, fd *scm.FD) *pb.Descriptor {
 		Type: pb.FileType(id.Type), Domain: int32(id.Domain), SocketType: int32(id.SockType), Protocol: int32(id.Protocol),
 		Listening: id.Listening, Cookie: id.Cookie, Dev: id.Dev, Ino: id.Ino, Network: id.Network, Address: id.Address,
 	}}
-}
-
-// notForking does what must have happened when it returns: a process that is
-// being started holds what is closed meanwhile open until its exec.
-func notForking(do func()) {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	do()
 }
 
 // generous is how long a test waits for what must happen at all.

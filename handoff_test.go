@@ -38,8 +38,7 @@ func TestSuccessorThatDiesLeavesEverythingAsItWas(t *testing.T) {
 		t.Run("after "+step.name, func(t *testing.T) {
 			c := newCandidate(t, spec.Socket, step.name)
 			c.close()
-			// At once: the dead one must not count.
-			next := newCandidate(t, spec.Socket, "Welcome")
+			next := insist(t, spec.Socket, "Welcome")
 			next.close()
 			for _, c := range []*candidate{c, next} {
 				if c.welcome == nil {
@@ -62,27 +61,48 @@ func TestSuccessorThatDiesLeavesEverythingAsItWas(t *testing.T) {
 	next := d.launch(spec)
 	next.expect("ready")
 	clients.servedBy(next)
+	owner.await("exit") // until then both accept
 	if a := ask(t, "tcp", address); a.PID != next.pid || a.Generation <= last {
 		t.Errorf("got %+v after generation %d", a, last)
 	}
 	clients.stop()
 }
 
+// A killed candidate is in nobody's way, not even for the instant that it takes
+// its owner to notice.
 func TestSuccessorIsKilled(t *testing.T) {
 	d, spec, owner, address := startOwner(t)
 	clients := startLoad(t, "tcp", address, 2)
-	spec.Ready = false
-	victim := d.launch(spec)
-	victim.address("web")
-	victim.kill()
-	owner.awaitLog("the handoff failed", "pid="+strconv.Itoa(victim.pid), "gone")
-	spec.Ready = true
+	var victims []*process
+	for range 5 {
+		victim := launchCandidate(d, spec)
+		victim.kill()
+		next := newCandidate(t, spec.Socket, "Welcome")
+		owner.awaitLog("the handoff failed", "pid="+strconv.Itoa(victim.pid), "gone")
+		next.close()
+		owner.awaitLog("the handoff failed", "by hand", "gone")
+		victims = append(victims, victim)
+	}
+	last := launchCandidate(d, spec)
+	last.kill()
 	next := d.launch(spec)
 	next.expect("ready")
 	clients.servedBy(next)
-	if counts := clients.stop(); counts[victim.pid] != 0 {
-		t.Errorf("%d clients were served by a process that was never ready", counts[victim.pid])
+	counts := clients.stop()
+	for _, victim := range append(victims, last) {
+		if counts[victim.pid] != 0 {
+			t.Errorf("%d clients were served by a process that was never ready", counts[victim.pid])
+		}
 	}
+}
+
+// launchCandidate starts a successor that has all and does not call Ready.
+func launchCandidate(d *desk, spec serviceSpec) *process {
+	d.t.Helper()
+	spec.Ready = false
+	p := d.launch(spec)
+	p.address("web")
+	return p
 }
 
 func TestSuccessorThatIsNotReadyInTimeIsGivenUp(t *testing.T) {
@@ -199,6 +219,7 @@ func TestSuccessorThatOwnedAndWentGivesTheQueueBack(t *testing.T) {
 	}
 	next := d.launch(spec)
 	next.expect("ready")
+	owner.await("exit")
 	if a := ask(t, "tcp", address); a.PID != next.pid {
 		t.Errorf("answered by %+v", a)
 	}
@@ -530,7 +551,7 @@ func TestTwoHundredHandoffsInARow(t *testing.T) {
 	for i := range handoffs {
 		generation++
 		if i%20 == 19 {
-			insist(t, spec.Socket, "Received").close()
+			launchCandidate(d, spec).kill()
 			generation++
 		}
 		next := d.launch(spec)

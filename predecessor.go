@@ -62,6 +62,7 @@ func (s service) Pause(except []uint64) { s.u.fds.pause(except) }
 
 func (s service) Resume() {
 	s.u.fds.resume()
+	s.u.serveControl()
 	s.u.writePIDFile()
 }
 

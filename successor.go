@@ -125,6 +125,7 @@ func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.
 		return err
 	}
 	u.taking = taking
+	u.server.SetGeneration(taking.Generation())
 	return nil
 }
 
@@ -182,8 +183,8 @@ func (r receiver) Inherit(generation uint64) {
 }
 
 func (r receiver) Own(generation uint64) {
+	r.u.server.Own(generation, true, false) // first: what is served next may ask for it
 	r.u.fds.own()
-	r.u.server.Own(generation, true, false)
 	r.u.serveControl()
 	r.u.writePIDFile()
 	r.u.log.Info("this process owns the service", "generation", generation)
@@ -207,9 +208,31 @@ func (r receiver) Fail(err error) {
 // process could serve but never be replaced by another than Upgrade's.
 func (u *Upgrader) serveControl() {
 	if err := u.openControl(); err != nil {
-		u.log.Error("the control socket cannot be served: no successor can connect", "err", err)
+		u.log.Error("the control socket cannot be served yet: trying again", "err", err)
+		go u.openControlLater()
 	}
 	u.watchOnce.Do(func() { go u.watchControl() })
+}
+
+// openControlLater serves the control socket as soon as there is room for the
+// descriptor that it takes, for whose coming there is no event.
+func (u *Upgrader) openControlLater() {
+	ticker := time.NewTicker(resumeInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-u.exit:
+			return
+		case <-ticker.C:
+		}
+		switch u.server.State() {
+		case handoff.StateStandby, handoff.StateProbation:
+			return // the next change of owner opens it
+		}
+		if u.openControl() == nil {
+			return
+		}
+	}
 }
 
 // giveUpInheritedPath unlinks the predecessor's control path, where this

@@ -152,12 +152,12 @@ func TestUpgradeIsOneAtATime(t *testing.T) {
 		wantExit(t, owner, crossfade.ErrRetired)
 	})
 	t.Run("while a successor that dialled is ahead", func(t *testing.T) {
-		_, spec, owner, _ := startOwner(t)
-		ahead := newCandidate(t, spec.Socket, "Received")
-		if e := owner.try("upgrade"); !errors.Is(e.Err, crossfade.ErrBusy) || !strings.Contains(e.Err.Error(), "by hand") {
+		d, spec, owner, _ := startOwner(t)
+		ahead := launchCandidate(d, spec)
+		if e := owner.try("upgrade"); !errors.Is(e.Err, crossfade.ErrBusy) || !strings.Contains(e.Err.Error(), "pid "+strconv.Itoa(ahead.pid)) {
 			t.Errorf("Upgrade: %v", e.Err)
 		}
-		ahead.close()
+		ahead.kill()
 		owner.do("upgrade") // at once
 		wantExit(t, owner, crossfade.ErrRetired)
 	})

@@ -51,7 +51,8 @@ type Service interface {
 	// Pause stops accepting, but for the descriptors with these ids, and
 	// returns once no accept is in flight.
 	Pause(except []uint64)
-	// Resume undoes Offer, Freeze and Pause, after having not owned.
+	// Resume undoes Offer, Freeze and Pause, after having not owned, and opens
+	// the server's control listener again.
 	Resume()
 	// Retire closes every copy of what was handed over (I6). This process
 	// never comes back.
@@ -449,7 +450,6 @@ func (p *predecessor) resume(err error) {
 	}
 	p.link.close()
 	p.server.service.Resume()
-	p.server.openControl()
 	p.server.failed(p, step, &Error{Side: Predecessor, Step: step, Err: err})
 }
 

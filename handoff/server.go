@@ -62,8 +62,7 @@ type Server struct {
 	attempt     *predecessor  // in whose way every other attempt is
 	lastFailure *Failure
 	changed     chan struct{} // closed and replaced whenever a refusal may have passed
-	fd          *scm.FD       // the control listener, for listen(2) at each change of owner
-	backlog     int
+	fd          *scm.FD       // the control listener, nil without one
 	control     *scm.Listener // what is accepted from, nil while closed
 	conns       map[frames]struct{}
 	wg          sync.WaitGroup // the accept loop and the connections without an attempt
@@ -78,6 +77,15 @@ func NewServer(cfg *ServerConfig) *Server {
 		changed: make(chan struct{}), conns: make(map[frames]struct{}),
 	}
 	return s
+}
+
+// SetGeneration gives a candidate the number that its attempt has got, which it
+// keeps.
+func (s *Server) SetGeneration(generation uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.self.Generation = generation
+	s.last = max(s.last, generation)
 }
 
 // Own makes this process the owner, with its generation. settled says that no
@@ -121,44 +129,36 @@ func (s *Server) SetSettled() {
 
 // Open serves the control listener fd, which remains the caller's and must stay
 // open until Retire of [Service] or Stop. It calls listen(2) on it, so that
-// clients see this process's credentials from here on. A listener that was
-// served before is closed.
+// clients see this process's credentials from here on. Every change of owner
+// calls for it, Resume of [Service] included. What was served before no longer
+// is, unless it is the same, which goes on. Once this process is stopping it
+// does nothing.
 func (s *Server) Open(fd *scm.FD, backlog int) error {
-	s.closeControl()
 	s.mu.Lock()
-	s.fd, s.backlog = fd, backlog
+	same := s.fd == fd
 	s.mu.Unlock()
-	return s.listen()
-}
-
-func (s *Server) listen() error {
+	if !same {
+		s.closeControl()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fd == nil || s.stopping {
+	if s.stopping {
 		return nil
 	}
-	if err := s.fd.Listen(s.backlog); err != nil {
+	s.fd = fd
+	if err := fd.Listen(backlog); err != nil {
 		return err
 	}
 	if s.control != nil {
-		return nil // it was served all the time
+		return nil
 	}
-	l, err := scm.NewListener(s.fd)
+	l, err := scm.NewListener(fd)
 	if err != nil {
 		return err
 	}
 	s.control = l
-	s.wg.Go(func() {
-		s.accept(l)
-	})
+	s.wg.Go(func() { s.accept(l) })
 	return nil
-}
-
-// openControl serves the control listener again after a handoff that failed.
-func (s *Server) openControl() {
-	if err := s.listen(); err != nil {
-		s.log.Error("the control socket cannot be served: no successor can connect", "err", err)
-	}
 }
 
 // closeControl stops accepting on the control listener: what waits in its
