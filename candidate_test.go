@@ -348,14 +348,17 @@ func (o *ownerByHand) sendWelcome(generation uint64, total int) {
 	}}})
 }
 
+func (o *ownerByHand) sendPage(p *pb.ManifestPage, fds []*scm.FD) {
+	o.t.Helper()
+	o.send(&pb.ServerMessage{Message: &pb.ServerMessage_ManifestPage{ManifestPage: p}}, fds...)
+}
+
 // sendPages sends pages, the last of them marked, numbered from first on.
 func (o *ownerByHand) sendPages(first uint32, ds []*pb.Descriptor, fds []*scm.FD) {
 	o.t.Helper()
 	for {
 		n := min(len(ds), scm.MaxDescriptors)
-		o.send(&pb.ServerMessage{Message: &pb.ServerMessage_ManifestPage{ManifestPage: &pb.ManifestPage{
-			Page: first, Descriptors: ds[:n], Last: n == len(ds),
-		}}}, fds[:n]...)
+		o.sendPage(&pb.ManifestPage{Page: first, Descriptors: ds[:n], Last: n == len(ds)}, fds[:n])
 		first++
 		o.expect("PageAck", func(m *pb.ClientMessage) bool { return m.GetPageAck().GetNext() == first })
 		if ds, fds = ds[n:], fds[n:]; len(ds) == 0 {

@@ -3,7 +3,7 @@ package crossfade_test
 import (
 	"context"
 	"io"
-	"log"
+	"log" //nolint:depguard // The shortest end of a program in an example.
 	"net/http"
 
 	"github.com/crossfade-go/crossfade"

@@ -585,22 +585,21 @@ func TestChangesDuringAnOfferReachTheSuccessor(t *testing.T) {
 	}
 }
 
-// TestLateAdditionsCanBeClaimedUntilSettled freezes the predecessor after its
-// Commit, so that it does not retire.
+// TestLateAdditionsCanBeClaimedUntilSettled has a predecessor that does not
+// retire. What was offered and not asked for is closed before.
 func TestLateAdditionsCanBeClaimedUntilSettled(t *testing.T) {
 	leak.Check(t)
 	d := newDesk(t)
-	spec := web(d)
-	spec.RequireAllClaimed = true
 	old := newOwnerByHand(t, d.path("control"))
-	next := d.launch(spec)
-	old.tender()
+	next := d.launch(web(d))
+	admin, late := offerListener(t, "admin"), offerListener(t, "late")
+	old.tender(admin)
 	next.address("web")
+	wantNames(t, next, "admin unclaimed", "web added")
 	ready := next.begin("ready")
-	late := offerListener(t, "late")
 	old.commitWith(late)
 	if err := ready.wait().Err; err != nil {
-		t.Fatalf("a late addition counts for RequireAllClaimed: %v", err)
+		t.Fatal(err)
 	}
 	wantNames(t, next, "late unclaimed", "web added")
 	if a := query[listening](next, "listen", socketSpec{Name: "late", Network: "tcp", Address: late.address}); a.Address != late.address {
@@ -613,6 +612,22 @@ func TestLateAdditionsCanBeClaimedUntilSettled(t *testing.T) {
 	if a := ask(t, "tcp", late.address); a.PID != next.pid {
 		t.Errorf("process %d answered", a.PID)
 	}
+}
+
+// TestLateAdditionsNeedNotBeClaimed: the program could not know of them.
+func TestLateAdditionsNeedNotBeClaimed(t *testing.T) {
+	leak.Check(t)
+	d := newDesk(t)
+	old := newOwnerByHand(t, d.path("control"))
+	spec := web(d)
+	spec.RequireAllClaimed = true
+	next := d.launch(spec.ready())
+	old.tender()
+	old.commitWith(offerListener(t, "late"))
+	next.expect("ready")
+	old.retire()
+	next.expect("settled")
+	wantNames(t, next, "web added")
 }
 
 // TestUnclaimedDescriptorsAreNamedAndClosed: a listener that nobody accepts from

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os/exec"
 	"regexp"
 	"runtime"
 	"slices"
@@ -222,6 +223,103 @@ func TestSuccessorThatOwnedAndWentGivesTheQueueBack(t *testing.T) {
 	owner.await("exit")
 	if a := ask(t, "tcp", address); a.PID != next.pid {
 		t.Errorf("answered by %+v", a)
+	}
+}
+
+// What a process says of its pid proves nothing: pids are reused, and mean
+// nothing in another namespace.
+func TestPIDsAreNoIdentity(t *testing.T) {
+	ended := exec.Command("/bin/sh", "-c", "exit 0")
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for name, pid := range map[string]int{
+		"unknown":                    0,
+		"of one that has ended":      ended.Process.Pid,
+		"of one that lives for good": 1,
+		"out of range":               -7,
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, spec, owner, address := startOwner(t)
+			c := dialControl(t, spec.Socket)
+			c.send(&pb.ClientMessage{Message: &pb.ClientMessage_Hello{Hello: &pb.Hello{
+				Versions: []uint32{1}, Role: pb.Role_ROLE_SUCCESSOR, Process: &pb.Process{Instance: "by hand", Pid: int64(pid)},
+			}}})
+			c.done++
+			c.reach("Commit") // that it seems to have ended ends nothing
+			if s := owner.status(); s.State != handoff.StateStandby {
+				t.Errorf("the owner is in state %v", s.State)
+			}
+			c.close() // and that it seems to live keeps nothing
+			owner.awaitLog("the handoff failed", "gone")
+			if a := ask(t, "tcp", address); a.PID != owner.pid {
+				t.Errorf("answered by %+v", a)
+			}
+		})
+	}
+}
+
+// What an owner announces bounds nothing but what the successor believes.
+func TestOfferThatIsNotWhatWasAnnounced(t *testing.T) {
+	tests := []struct {
+		name  string
+		offer func(o *ownerByHand, ds []*pb.Descriptor, fds []*scm.FD)
+		says  string
+	}{
+		{"fewer descriptors", func(o *ownerByHand, ds []*pb.Descriptor, fds []*scm.FD) {
+			o.sendWelcome(2, 5)
+			o.sendPage(&pb.ManifestPage{Descriptors: ds, Last: true}, fds)
+		}, "announced 5 descriptors and ends after 2"},
+		{"more descriptors", func(o *ownerByHand, ds []*pb.Descriptor, fds []*scm.FD) {
+			o.sendWelcome(2, 1)
+			o.sendPage(&pb.ManifestPage{Descriptors: ds, Last: true}, fds)
+		}, "makes 2 descriptors, the limit is 1"},
+		{"more than any service has", func(o *ownerByHand, _ []*pb.Descriptor, _ []*scm.FD) {
+			o.sendWelcome(2, 1<<30)
+		}, "announces 1073741824 descriptors"},
+		{"a list longer than what rides on the page", func(o *ownerByHand, ds []*pb.Descriptor, fds []*scm.FD) {
+			o.sendWelcome(2, 2)
+			o.sendPage(&pb.ManifestPage{Descriptors: ds, Last: true}, fds[:1])
+		}, "lists 2 descriptors and carries 1"},
+		{"a page twice", func(o *ownerByHand, ds []*pb.Descriptor, fds []*scm.FD) {
+			o.sendWelcome(2, 2)
+			o.sendPage(&pb.ManifestPage{Descriptors: ds[:1]}, fds[:1])
+			o.sendPage(&pb.ManifestPage{Descriptors: ds[:1], Last: true}, fds[:1])
+		}, "page 0 came instead of page 1"},
+		{"empty pages without end", func(o *ownerByHand, _ []*pb.Descriptor, _ []*scm.FD) {
+			o.sendWelcome(2, 2)
+			o.sendPage(&pb.ManifestPage{}, nil)
+		}, "page 0 is empty and not the last"},
+		{"descriptors on a message that has none", func(o *ownerByHand, _ []*pb.Descriptor, fds []*scm.FD) {
+			o.sendWelcome(2, 2)
+			o.send(&pb.ServerMessage{Message: &pb.ServerMessage_Commit{Commit: &pb.Commit{}}}, fds...)
+		}, "Commit carries 2 descriptors"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d := newDesk(t)
+			owner := newOwnerByHand(t, d.path("control"))
+			ds, fds := manyListeners(t, 2)
+			next := d.launch(serviceSpec{Socket: owner.path, Ready: true})
+			owner.accept()
+			owner.readHello()
+			tt.offer(owner, ds, fds)
+			if err := next.await("new").Err; err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("New: %v", err)
+			}
+			for {
+				m, err := owner.next()
+				if err != nil {
+					t.Fatalf("it ends without Abort: %v", err)
+				}
+				if a := m.GetAbort(); a != nil {
+					if !strings.Contains(a.GetReason(), tt.says) {
+						t.Errorf("its reason is %q", a.GetReason())
+					}
+					break
+				}
+			}
+		})
 	}
 }
 
@@ -830,14 +928,12 @@ func (s *service) many(n json.RawMessage, do func() error) ([]string, error) {
 	begin := make(chan struct{})
 	var wg sync.WaitGroup
 	for i := range got {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		wg.Go(func() {
 			<-begin
 			if err := do(); err != nil {
 				got[i] = err.Error()
 			}
-		}()
+		})
 	}
 	close(begin)
 	wg.Wait()

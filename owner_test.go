@@ -439,16 +439,14 @@ func TestHundredBadClientsDelayNobody(t *testing.T) {
 		c := dialControl(t, spec.Socket)
 		b := kinds[i%len(kinds)]
 		b.do(t, c)
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		wg.Go(func() {
 			m, err := c.read()
 			if err != nil || m.GetRefuse().GetCode() != b.answer || !strings.Contains(m.GetRefuse().GetReason(), b.says) {
 				t.Errorf("%s: got %v, %v", b.name, m, err)
 			}
 			c.wantEnd()
 			c.close()
-		}()
+		})
 	}
 	spec.DialTimeout = 3 * time.Second
 	next := d.launch(spec)
@@ -546,7 +544,7 @@ func TestControlPathIsTheSameFileInEveryGeneration(t *testing.T) {
 	}
 	owner.do("stop")
 	wantMissing(t, spec.Socket)
-	if err := syscall.Flock(int(opened(t, spec.Socket+".lock").Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := tryLock(t, spec.Socket); err != nil {
 		t.Errorf("the lock is still held: %v", err)
 	}
 }
@@ -727,7 +725,7 @@ func wantFiles(t testing.TB, want, got map[string]string) {
 // wantLocked checks that somebody holds the lock of a control path.
 func wantLocked(t testing.TB, socket string) {
 	t.Helper()
-	if err := syscall.Flock(int(opened(t, socket+".lock").Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+	if err := tryLock(t, socket); !errors.Is(err, syscall.EWOULDBLOCK) {
 		t.Errorf("nobody holds the lock: %v", err)
 	}
 }
@@ -736,20 +734,28 @@ func wantLocked(t testing.TB, socket string) {
 func holdLock(t testing.TB, socket string) {
 	t.Helper()
 	writeFile(t, socket+".lock", "")
-	if err := syscall.Flock(int(opened(t, socket+".lock").Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := tryLock(t, socket); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// opened opens a file for the length of the test.
-func opened(t testing.TB, path string) *os.File {
+// tryLock takes the lock of a control path, for the length of the test.
+func tryLock(t testing.TB, socket string) error {
 	t.Helper()
-	f, err := os.Open(path)
+	f, err := os.Open(socket + ".lock")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	return f
+	raw, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lockErr error
+	if err := raw.Control(func(fd uintptr) { lockErr = syscall.Flock(int(fd), syscall.LOCK_EX|syscall.LOCK_NB) }); err != nil {
+		t.Fatal(err)
+	}
+	return lockErr
 }
 
 func writeFile(t testing.TB, path, content string) {
@@ -771,4 +777,25 @@ func rename(t testing.TB, from, to string) {
 	if err := os.Rename(from, to); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A full control socket closes whoever comes, unread. Who wants to take over asks
+// again, but does not spend its time with nothing else.
+func TestControlSocketThatIsFull(t *testing.T) {
+	t.Parallel()
+	d, spec, _, _ := startOwner(t)
+	for range 128 {
+		newCandidate(t, spec.Socket, "connecting")
+	}
+	spec.DialTimeout = time.Second
+	next := d.launch(spec)
+	if err := next.await("new").Err; !errors.Is(err, crossfade.ErrOwnerUnknown) {
+		t.Errorf("New: %v", err)
+	}
+	next.end()
+	if n := next.logged("looking again"); n > 100 {
+		t.Errorf("it asked %d times", n)
+	}
+	next = d.launch(serviceSpec{Socket: spec.Socket, Sockets: spec.Sockets, Ready: true, DialTimeout: generous})
+	next.expect("ready")
 }

@@ -364,12 +364,10 @@ func (d *desk) run(cmd *exec.Cmd) *process {
 		d.t.Fatal(err)
 	}
 	reaped := make(chan struct{})
-	d.wg.Add(1)
-	go func() {
-		defer d.wg.Done()
+	d.wg.Go(func() {
 		_ = cmd.Wait() // the state says it all
 		close(reaped)
-	}()
+	})
 	d.t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended
 		<-reaped
@@ -760,13 +758,11 @@ func startLoad(t testing.TB, network, address string, n int) *load {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{t: t, network: network, address: address, cancel: cancel, counts: make(map[int]int), news: make(chan struct{})}
 	for range n {
-		l.wg.Add(1)
-		go func() {
-			defer l.wg.Done()
+		l.wg.Go(func() {
 			for ctx.Err() == nil {
 				l.once()
 			}
-		}()
+		})
 	}
 	t.Cleanup(func() { cancel(); l.wg.Wait() })
 	return l
@@ -1177,9 +1173,7 @@ func (s *service) serve(name string, ln net.Listener) {
 			s.emit("accept "+name, err, nil)
 			return
 		}
-		s.conns.Add(1)
-		go func() {
-			defer s.conns.Done()
+		s.conns.Go(func() {
 			defer c.Close()
 			lines := bufio.NewScanner(c)
 			for {
@@ -1187,7 +1181,7 @@ func (s *service) serve(name string, ln net.Listener) {
 					return
 				}
 			}
-		}()
+		})
 	}
 }
 
@@ -1257,16 +1251,14 @@ func (s *service) obey() {
 		if err := in.Decode(&m); err != nil {
 			os.Exit(3)
 		}
-		s.commands.Add(1)
-		go func() {
-			defer s.commands.Done()
+		s.commands.Go(func() {
 			run, ok := serviceCommands[m.Command]
 			if !ok {
 				check(fmt.Errorf("no command is called %q", m.Command))
 			}
 			value, err := run(s, m.Value)
 			s.write(message{Event: "answer", ID: m.ID, Failure: remote(err), Value: encode(value)})
-		}()
+		})
 	}
 }
 

@@ -20,6 +20,7 @@ func (u *Upgrader) join(ctx context.Context, generation uint64) error {
 		waitUntil = time.Now().Add(u.cfg.Wait)
 	}
 	var searchUntil time.Time
+	var pause time.Duration
 	for {
 		if searchUntil.IsZero() {
 			searchUntil = time.Now().Add(u.cfg.DialTimeout)
@@ -38,7 +39,7 @@ func (u *Upgrader) join(ctx context.Context, generation uint64) error {
 		case err == nil:
 			return nil
 		case errors.Is(err, handoff.ErrAskAgain):
-			searchUntil = time.Time{} // it was there to answer
+			searchUntil, pause = time.Time{}, 0 // it was there to answer
 		case errors.As(err, &lost):
 			generation = max(generation, lost.Generation)
 		case !errors.Is(err, handoff.ErrMoved):
@@ -48,6 +49,26 @@ func (u *Upgrader) join(ctx context.Context, generation uint64) error {
 		if !searchUntil.IsZero() && !time.Now().Before(searchUntil) {
 			return fmt.Errorf("%w: %s was answered by a process that left, for %v: %w", ErrOwnerUnknown, u.cfg.Socket, u.cfg.DialTimeout, err)
 		}
+		if !sleep(ctx, pause) {
+			return context.Cause(ctx)
+		}
+		pause = min(max(2*pause, time.Millisecond), maxJoinPause)
+	}
+}
+
+// maxJoinPause is the longest time between two looks for an owner that goes
+// away each time: nothing tells when another will do better.
+const maxJoinPause = 100 * time.Millisecond
+
+// sleep reports false if ctx has ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

@@ -78,7 +78,7 @@ func TestUpgradeThatFails(t *testing.T) {
 			command: &commandSpec{Spec: &serviceSpec{RequireAllClaimed: true, Ready: true}},
 			want:    crossfade.ErrUnclaimed, says: `"web"`,
 		},
-		{name: "it writes garbage", command: sh(`eval "echo garbage garbage >&$CROSSFADE_FD"; exit 3`), says: "exit status 3"},
+		{name: "it writes garbage", command: sh(`eval "echo this is no frame >&$CROSSFADE_FD"; exit 3`), says: "exit status 3"},
 	}
 	d, spec, owner, address := startOwner(t)
 	clients := startLoad(t, "tcp", address, 1)

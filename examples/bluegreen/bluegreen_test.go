@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade/examples/bluegreen"
-	"github.com/crossfade-go/crossfade/internal/leak" //nolint:depguard // A test of this module, unlike the programs, is nothing to copy.
+	"github.com/crossfade-go/crossfade/internal/leak"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade"
-	"github.com/crossfade-go/crossfade/internal/leak" //nolint:depguard // A test of this module, unlike the program, is nothing to copy.
+	"github.com/crossfade-go/crossfade/internal/leak"
 )
 
 // ownerEnv makes the test binary an owner instead of running tests. Its name

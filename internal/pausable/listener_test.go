@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -392,7 +392,7 @@ func TestHTTPServerNoticesNothing(t *testing.T) {
 	fd := listening(t, "tcp")
 	l := listener(t, fd, pausable.ListenerOptions{})
 	var logged bytes.Buffer // read after Serve and all handlers have returned
-	srv := &http.Server{Handler: answer("first"), ErrorLog: log.New(&logged, "", 0)}
+	srv := &http.Server{Handler: answer("first"), ErrorLog: slog.NewLogLogger(slog.NewTextHandler(&logged, nil), slog.LevelError)}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 
