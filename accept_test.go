@@ -159,6 +159,9 @@ func TestAcceptIsEndedByTheProgramAlone(t *testing.T) {
 			if gone.happened("accept web") {
 				t.Fatal("Accept has returned before the program closed the listener")
 			}
+			if err := gone.try("listen", tcpSpec("new")).Err; !errors.Is(err, test.err) {
+				t.Errorf("the registry of a process that is out says %v, want %v", err, test.err)
+			}
 			gone.do("close", "web")
 			if err := gone.await("accept web").Err; !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Accept has returned %v", err)

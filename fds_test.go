@@ -757,6 +757,39 @@ func TestARegistryWaitsForCommit(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a Listen that fails leaves no path", func(t *testing.T) {
+		leak.Check(t)
+		d := newDesk(t)
+		spec := web(d)
+		spec.CommitTimeout = 100 * time.Millisecond
+		old := d.launch(spec.ready())
+		old.expect("ready")
+		newCandidate(t, d.path("control"), "Commit")
+		for _, network := range []string{"unix", "unixgram"} {
+			err := old.try("listen", socketSpec{Name: network, Network: network, Address: d.path("local")}).Err
+			if !errors.Is(err, crossfade.ErrHandoffInProgress) {
+				t.Errorf("%s: got %v", network, err)
+			}
+			wantMissing(t, d.path("local"))
+		}
+	})
+	t.Run("a path is unlinked though Close could not wait", func(t *testing.T) {
+		leak.Check(t)
+		d := newDesk(t)
+		spec := serviceSpec{
+			Socket: d.path("control"), CommitTimeout: 100 * time.Millisecond,
+			Sockets: []socketSpec{{Name: "local", Network: "unix", Address: d.path("local")}},
+		}
+		old := d.launch(spec.ready())
+		old.expect("ready")
+		c := newCandidate(t, d.path("control"), "Commit")
+		old.do("close", "local")
+		wantSocket(t, d.path("local")) // it may be the successor's by now
+		c.close()
+		old.awaitFailure()
+		wantMissing(t, d.path("local"))
+		wantNames(t, old)
+	})
 	t.Run("Close does not wait for ever", func(t *testing.T) {
 		leak.Check(t)
 		d := newDesk(t)

@@ -26,6 +26,28 @@ import (
 	"github.com/crossfade-go/crossfade/scm"
 )
 
+// The bugs of the libraries that came before, and the tests of this package which
+// would find them here. How descriptors travel is tested in package scm.
+//
+//	the old process exits though the transfer failed   TestSuccessorThatDiesLeavesEverythingAsItWas, TestUpgradeThatFails
+//	a failed spawn or a dead child blocks the next     TestUpgradeThatFails, TestSuccessorIsKilled, TestTwoHundredHandoffsInARow
+//	what was done for a failed attempt stays done      TestSuccessorThatOwnedAndWentGivesTheQueueBack
+//	more descriptors than fit are lost without a word  TestLimitOfDescriptorsIsCheckedBeforeTheyAreSent, TestTenThousandListeners
+//	a loop runs as far as the peer announced           TestOfferThatIsNotWhatWasAnnounced, TestBadClientIsAnsweredAndLoggedOnce
+//	the last acknowledgement is never read             TestSuccessorThatNeverAnswersCommit
+//	"cannot reach the owner" is taken for "no owner"   TestUnknownOwnerIsNoFreshStart, TestStrangers, TestOwnerThatHangsIsNotReplaced
+//	the wrong process unlinks the control socket       TestStop, TestControlPathThatIsAnothersIsLeftAlone
+//	the shared socket is put into blocking mode        TestTheOtherProcessStaysNonblocking
+//	a stuck client stops everybody                     TestHundredBadClientsDelayNobody
+//	a child that hangs is waited for without end       TestUpgradeEndsAChildThatDoesNotConnect, TestUpgradeEndsAChildThatIsNotReadyInTime
+//	descriptors leak into other programs               TestExecedProcessesInheritNothing
+//	what nobody asked for stays open                   TestUnclaimedDescriptorsAreNamedAndClosed, TestDrainingProcessOccupiesNothing
+//	two listeners on one address become one            TestTwoNamesOnOneAddressAreTwo
+//	port 0 never matches                               TestAddressesAreComparedAfterResolution
+//	an old process waits though nothing is left        TestPredecessorIsKnownUntilItHasGone
+//	a pid is taken for an identity                     TestPIDsAreNoIdentity
+//	a stop during the drain takes the successor along  TestStop
+
 // A candidate that dies between any two messages, under load: nothing has
 // happened, and the next one is in nobody's way.
 func TestSuccessorThatDiesLeavesEverythingAsItWas(t *testing.T) {

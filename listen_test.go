@@ -635,6 +635,36 @@ func TestPathsOfUnixListeners(t *testing.T) {
 	}
 }
 
+// TestAFailedListenLeavesNoPath: what could not be registered is not left behind.
+func TestAFailedListenLeavesNoPath(t *testing.T) {
+	leak.Check(t)
+	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
+		path := filepath.Join(socketDir(t), "local")
+		upg := newUpgrader(t, new(crossfade.Config))
+		upg.Stop()
+		if _, err := listen(t, upg, "local", network, path); !errors.Is(err, crossfade.ErrStopped) {
+			t.Errorf("%s: listening after Stop: %v", network, err)
+		}
+		wantMissing(t, path)
+		_, err := upg.ListenFunc(t.Context(), "local", "unix", path, func(context.Context) (net.Listener, error) { return net.Listen("unix", path) })
+		if !errors.Is(err, crossfade.ErrStopped) {
+			t.Errorf("ListenFunc after Stop: %v", err)
+		}
+		wantMissing(t, path)
+		// What the program has opened itself stays as it is.
+		ln, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := upg.Fds().AddListener("local", ln); !errors.Is(err, crossfade.ErrStopped) {
+			t.Errorf("AddListener after Stop: %v", err)
+		}
+		wantSocket(t, path)
+		ln.Close()
+		wantMissing(t, path)
+	}
+}
+
 // wantSocket fails unless there is a socket at the path, and returns its inode.
 func wantSocket(t testing.TB, path string) uint64 {
 	t.Helper()
