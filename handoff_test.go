@@ -403,9 +403,7 @@ func TestPredecessorDies(t *testing.T) {
 	})
 	t.Run("after Received", func(t *testing.T) {
 		d, spec, owner, address := startOwner(t)
-		spec.Ready = false
-		heir := d.launch(spec)
-		heir.expect("new")
+		heir := launchCandidate(d, spec)
 		owner.kill()
 		heir.awaitLog("the predecessor has died")
 		// It answers for the service, and hands over to nobody yet.
@@ -416,7 +414,6 @@ func TestPredecessorDies(t *testing.T) {
 		if r := newCandidate(t, spec.Socket, "Hello").wantRefusal(pb.RefuseCode_REFUSE_CODE_NOT_READY); r.GetWho().GetPid() != int64(heir.pid) {
 			t.Errorf("it refuses with %v", r)
 		}
-		spec.Ready = true
 		after := d.launch(spec)
 		after.awaitLog("the owner asks to wait")
 		wantQueueAnswered(t, address, func() { heir.do("ready") }, heir, after)
@@ -427,9 +424,7 @@ func TestPredecessorDies(t *testing.T) {
 	})
 	t.Run("after Ready", func(t *testing.T) {
 		d, spec, owner, address := startOwner(t)
-		spec.Ready = false
-		heir := d.launch(spec)
-		heir.expect("new")
+		heir := launchCandidate(d, spec)
 		owner.freeze()
 		wantQueueAnswered(t, address, func() {
 			ready := heir.begin("ready")
@@ -515,9 +510,7 @@ func TestPredecessorIsKnownUntilItHasGone(t *testing.T) {
 	busy := connect(t, "tcp", address)
 	busy.answer()
 
-	spec.Ready = false
-	next := d.launch(spec)
-	next.expect("new")
+	next := launchCandidate(d, spec)
 	if !query[bool](next, "has predecessor") {
 		t.Error("the successor says that it has no predecessor")
 	}
@@ -576,8 +569,9 @@ func TestLimitOfDescriptorsIsCheckedBeforeTheyAreSent(t *testing.T) {
 			t.Errorf("%q names the wrong numbers", text)
 		}
 	}
-	if f := owner.status().LastFailure; f == nil || f.Step != "Prepared" {
-		t.Errorf("the attempt failed as %+v, want it to before the offer", f)
+	failed := awaitStatus(t, spec.Socket, func(s *handoff.Status) bool { return s.LastFailure != nil })
+	if failed.LastFailure.Step != "Prepared" {
+		t.Errorf("the attempt failed as %+v, want it to before the offer", failed.LastFailure)
 	}
 	if status := next.exitStatus(); status == 0 {
 		t.Error("the successor exits with 0")

@@ -26,7 +26,8 @@ import (
 // take from its sockets: until Ready returned nil in a successor, and after
 // Exit. Only Close by the program ends it. A unix listener's path is unlinked
 // when the owner closes it or stops for good, never by a handoff; a stale file
-// at the path is no obstacle.
+// at the path is no obstacle. Close is a change of the registry (see [Fds]), so
+// that between Ready and Commit of a successor it waits, at most CommitTimeout.
 //
 // Errors: ErrNameTaken; those of listening, where EADDRINUSE tells if an
 // inherited descriptor is in the way; ErrHandoffInProgress; the error of Err
@@ -78,7 +79,8 @@ func (u *Upgrader) listener(ctx context.Context, r request, open func(context.Co
 // *net.UDPConn or *net.UnixConn. Its reads block while this process does not
 // take from its sockets, writes go on; after Exit reads fail with
 // net.ErrClosed, and writes go on until the program closes it, for the answers
-// that are still owed.
+// that are still owed. The packets of a unixgram conn come from the name that it
+// was bound to before the rename to its path, so nobody can answer to that.
 func (u *Upgrader) ListenPacket(ctx context.Context, name, network, address string) (net.PacketConn, error) {
 	return u.packetConn(ctx, request{name, handoff.KindPacketConn, network, address}, nil)
 }
@@ -175,11 +177,11 @@ func (u *Upgrader) find(ctx context.Context, r request, open func(context.Contex
 		return nil, fmt.Errorf("%q: %w", r.name, u.explainInUse(r, err))
 	}
 	d.Name, d.Kind, d.Network = r.name, r.kind, r.network
-	if err := u.fds.refuseShared(d); err != nil {
-		_ = d.FD.Close()
-		return nil, fmt.Errorf("%q: %w", r.name, err)
+	e, err = u.fds.insert(ctx, d)
+	if err != nil && d.UnixPath != nil {
+		u.fds.unlink(&entry{Descriptor: d})
 	}
-	return u.fds.insert(ctx, d)
+	return e, err
 }
 
 // takeApart takes the descriptor out of what was just opened and closes the

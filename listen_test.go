@@ -283,6 +283,16 @@ func TestASharedSocketOnAnInheritedAddressIsRefused(t *testing.T) {
 			if !strings.Contains(err.Error(), `inherited under the name "web"`) || !strings.Contains(err.Error(), "SO_REUSEPORT") {
 				t.Errorf("got %v", err)
 			}
+			added, err := reusePort.Listen(t.Context(), test.wanted, address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := next.Fds().AddListener("shard", added); err == nil || !strings.Contains(err.Error(), "SO_REUSEPORT") {
+				t.Errorf("AddListener: %v", err)
+			}
+			if err := added.Close(); err != nil {
+				t.Errorf("after an error the listener is no longer the caller's: %v", err)
+			}
 			// An owner may have as many as it wants.
 			ln, err = open(old, "shard", test.wanted, address)
 			if err != nil {
@@ -579,6 +589,45 @@ func TestPathsOfUnixListeners(t *testing.T) {
 			next.do("listen", spec(d).Sockets[0])
 			wantSocket(t, d.path("local"))
 			answers(t, d, next)
+		})
+		t.Run(network+", kept for a successor that has it although the owner closed it", func(t *testing.T) {
+			leak.Check(t)
+			d := newDesk(t)
+			old := d.launch(spec(d).ready())
+			old.expect("ready")
+			next := d.launch(spec(d))
+			next.address("local")
+			old.do("close", "local")
+			inode := wantSocket(t, d.path("local"))
+			next.do("ready")
+			next.expect("settled")
+			if got := wantSocket(t, d.path("local")); got != inode {
+				t.Errorf("the inode was %d and is %d", inode, got)
+			}
+			answers(t, d, next)
+		})
+		t.Run(network+", unlinked by Close in the owner once the attempt has failed", func(t *testing.T) {
+			leak.Check(t)
+			d := newDesk(t)
+			old := d.launch(spec(d).ready())
+			old.expect("ready")
+			candidate := d.launch(spec(d))
+			candidate.address("local")
+			old.do("close", "local")
+			wantSocket(t, d.path("local"))
+			candidate.do("stop")
+			old.awaitFailure()
+			old.do("listen", spec(d).Sockets[0]) // the name and the path are free
+			answers(t, d, old)
+		})
+		t.Run(network+", unlinked when settled if nobody wants it", func(t *testing.T) {
+			leak.Check(t)
+			d := newDesk(t)
+			old := d.launch(spec(d).ready())
+			old.expect("ready")
+			next := d.launch(serviceSpec{Socket: d.path("control")}.ready())
+			next.expect("settled")
+			wantMissing(t, d.path("local"))
 		})
 		t.Run(network+", kept if it is another's by now", func(t *testing.T) {
 			leak.Check(t)

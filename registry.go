@@ -73,9 +73,10 @@ func (f *Fds) pause(except []uint64) {
 // resume undoes offer, freeze and pause.
 func (f *Fds) resume() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.acceptLocked()
-	f.thawLocked()
+	closed := f.thawLocked()
+	f.mu.Unlock()
+	f.unlinkAll(closed)
 }
 
 // acceptLocked makes this process take from its sockets.
@@ -117,27 +118,44 @@ const resumeInterval = 100 * time.Millisecond
 // thaw undoes offer and freeze: nothing has happened.
 func (f *Fds) thaw() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	for _, e := range f.byID {
 		if e.packets != nil {
 			e.packets.Resume()
 		}
 	}
-	f.thawLocked()
+	closed := f.thawLocked()
+	f.mu.Unlock()
+	f.unlinkAll(closed)
 }
 
-func (f *Fds) thawLocked() {
+// thawLocked lets changes go on. It returns what the program had closed
+// meanwhile, whose paths remain.
+func (f *Fds) thawLocked() (closed []*entry) {
 	f.offered = nil
 	if f.thawed != nil {
 		close(f.thawed)
 		f.thawed = nil
 	}
-	for _, removal := range f.deferred {
-		removal()
+	for _, e := range f.deferred {
+		if f.byID[e.ID] == e {
+			closed = append(closed, e)
+		}
+		f.dropLocked(e)
 	}
 	f.deferred = nil
+	closed = append(closed, f.closedMeanwhile...)
+	f.closedMeanwhile = nil
 	closeFDs(f.kept)
 	f.kept = nil
+	return closed
+}
+
+func (f *Fds) unlinkAll(entries []*entry) {
+	for _, e := range entries {
+		if e.UnixPath != nil {
+			f.unlink(e)
+		}
+	}
 }
 
 // retire closes every copy that this process holds (I6), and the registry,
@@ -243,7 +261,7 @@ func (f *Fds) remove(offeredIDs []uint64) {
 			continue
 		}
 		if e.origin == handoff.OriginUnclaimed {
-			f.dropLocked(e)
+			f.orphanLocked(e)
 			continue
 		}
 		f.log.Warn("this process uses what its predecessor has closed", "name", e.Name, "network", e.Network, "address", e.Address)
@@ -330,12 +348,18 @@ func (f *Fds) closeUnclaimedLocked(late bool) {
 	for _, e := range f.sortedLocked() {
 		if e.origin == handoff.OriginUnclaimed && (late || !e.late) {
 			f.log.Warn("closing what nobody asked for", "name", e.Name, "kind", e.Kind, "network", e.Network, "address", e.Address)
-			if e.UnixPath != nil {
-				f.orphans = append(f.orphans, e)
-			}
-			f.dropLocked(e)
+			f.orphanLocked(e)
 		}
 	}
+}
+
+// orphanLocked drops what nobody uses any more. Its path goes when this process
+// is settled.
+func (f *Fds) orphanLocked(e *entry) {
+	if e.UnixPath != nil {
+		f.orphans = append(f.orphans, e)
+	}
+	f.dropLocked(e)
 }
 
 // checkIdentity compares what the manifest says of a received descriptor with

@@ -60,7 +60,7 @@ func TestResumesWhenTheDescriptorTableWasFull(t *testing.T) {
 		t.Errorf("pid %d answers, not the predecessor's %d", who.PID, old.pid)
 	}
 	next := d.launch(serviceSpec{Socket: d.path("control"), Sockets: []socketSpec{{Name: "web", Network: "tcp", Address: address}}, Ready: true})
-	next.await("ready")
+	next.expect("settled") // before CommitAck is read the predecessor accepts too
 	if who := ask(t, "tcp", address); who.PID != next.pid {
 		t.Errorf("pid %d answers, not the successor's %d", who.PID, next.pid)
 	}

@@ -93,6 +93,7 @@ type service struct {
 	listed     []handoff.DescriptorStatus
 	onOffer    func(context.Context) // nil for nothing
 	onFreeze   func(context.Context)
+	onResume   func()
 }
 
 func (s *service) Offer(ctx context.Context) (*handoff.Offer, error) {
@@ -111,9 +112,16 @@ func (s *service) Freeze(ctx context.Context) (*handoff.Changes, error) {
 	return &s.changes, s.freezeErr
 }
 
-func (s *service) Thaw()                                   { s.add("Thaw") }
-func (s *service) Pause(except []uint64)                   { s.add("Pause %v", except) }
-func (s *service) Resume()                                 { s.add("Resume") }
+func (s *service) Thaw()                 { s.add("Thaw") }
+func (s *service) Pause(except []uint64) { s.add("Pause %v", except) }
+
+func (s *service) Resume() {
+	s.add("Resume")
+	if s.onResume != nil {
+		s.onResume()
+	}
+}
+
 func (s *service) Retire()                                 { s.add("Retire") }
 func (s *service) EndDrain()                               { s.add("EndDrain") }
 func (s *service) CheckControl(context.Context) error      { return s.controlErr }

@@ -407,6 +407,22 @@ func TestStandby(t *testing.T) {
 		mustMatch(t, errors.New(o.failure()), nil, "at Settle or Rollback", "no room to write a message within 5s")
 		o.takeOver()
 	})
+	bubble(t, "Resumed that cannot be written is waited for as well", func(t *testing.T) {
+		o := newOwner(t)
+		p := o.client()
+		throughCommit(p)
+		p.say(commitAck(false))
+		p.mustHear("ProbationOver")
+		p.end.peer.fill()
+		p.say(&pb.Rollback{Reason: "not good"})
+		elapse(24 * time.Hour)
+		o.mustBe(handoff.StateProbation)
+		p.mustHear() // an end without Resumed would make the successor own again
+		p.close()
+		o.mustBe(handoff.StateOwner)
+		mustHaveCalled(t, &o.service.calls, "Offer, Freeze, Pause [], Resume")
+		o.takeOver()
+	})
 	bubble(t, "the owner decides when its probation is over", func(t *testing.T) {
 		o := newOwner(t)
 		p := o.client()

@@ -358,27 +358,26 @@ func (s *Server) cleared() bool {
 	return isClosed(p.released)
 }
 
-// failed ends an attempt after which this process owns.
+// failed ends an attempt after which this process owns. Who waits for that, or
+// reads it in the log, finds that it does.
 func (s *Server) failed(p *predecessor, step string, err error) {
-	s.log.Warn("the handoff failed, this process goes on as the owner", "successor", p.who.Process, "step", step, "err", err)
 	s.mu.Lock()
 	s.lastFailure = &Failure{Successor: p.who.Process, Step: step, Reason: sentence(err), At: time.Now()}
-	s.releaseLocked(p, StateOwner)
+	s.attempt = nil
+	s.setStateLocked(StateOwner)
 	s.mu.Unlock()
+	s.log.Warn("the handoff failed, this process goes on as the owner", "successor", p.who.Process, "step", step, "err", err)
+	close(p.released)
 	p.tell(err)
 }
 
 // retired ends an attempt after which this process drains.
 func (s *Server) retired(p *predecessor) {
-	s.log.Info("retired: the successor has taken over", "successor", p.who.Process)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.releaseLocked(p, StateDraining)
-}
-
-func (s *Server) releaseLocked(p *predecessor, state State) {
 	s.attempt = nil
-	s.setStateLocked(state)
+	s.setStateLocked(StateDraining)
+	s.mu.Unlock()
+	s.log.Info("retired: the successor has taken over", "successor", p.who.Process)
 	close(p.released)
 }
 

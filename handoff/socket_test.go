@@ -108,9 +108,13 @@ func (o *owner) serve() *process {
 		o.t.Fatal(err)
 	}
 	o.t.Cleanup(func() { _ = p.fd.Close() })
-	if err := o.server.Open(p.fd, 200); err != nil {
-		o.t.Fatal(err)
+	open := func() {
+		if err := o.server.Open(p.fd, 200); err != nil {
+			o.t.Error(err)
+		}
 	}
+	o.service.onResume = open
+	open()
 	o.t.Cleanup(o.server.Close)
 	return p
 }

@@ -88,6 +88,9 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
+		if _, ok := ctx.Deadline(); ok && errors.Is(err, context.DeadlineExceeded) {
+			<-ctx.Done() // the dialer looks at the clock itself, and may be ahead of ctx
+		}
 		if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 			return nil, context.Cause(ctx)
 		}
