@@ -87,7 +87,7 @@ func TestExecedProcessesInheritNothing(t *testing.T) {
 		got := query[string](p, "run", list)
 		// Not all of own need be there: os/exec may put something else in the
 		// place of one that it does not know of.
-		for _, number := range strings.Fields(got) {
+		for number := range strings.FieldsSeq(got) {
 			if !slices.Contains(strings.Fields(string(own)), number) {
 				t.Errorf("%s: a process that was started has the descriptors %s, want %s", when, got, own)
 			}
