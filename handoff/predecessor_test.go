@@ -592,6 +592,9 @@ func TestStop(t *testing.T) {
 		p := o.client()
 		throughCommit(p)
 		first, second := stop(o), stop(o)
+		if len(first)+len(second) != 0 {
+			t.Error("a call has not waited for the successor's decision")
+		}
 		p.close()
 		if a, b := <-first, <-second; a == b {
 			t.Errorf("two calls of Stop gave %v and %v, want one true", a, b)

@@ -25,7 +25,7 @@
 // # Independent successors
 //
 // With CROSSFADE_SOCKET in its environment a process also serves that control
-// path, and takes over from whoever does: the deploy tool, another binary or
+// path, and takes over from whoever does: a script, another binary or
 // another container can then start the successor. What a process is the parent
 // of is no matter: the parent in this API's names is the predecessor. The first
 // process of this package must be started afresh: the original's Upgrade speaks
@@ -35,7 +35,7 @@
 //
 // The successor finds a descriptor by its kind, network and address, exactly as
 // the program has given them, joined by colons: "listener:tcp:localhost:8080".
-// These are the names in the status of the deploy tool. A port of 0 is replaced
+// These are the names in a status. A port of 0 is replaced
 // by the port that was given. What is no name for crossfade, because it is long
 // or has unprintable characters, appears as its kind and a digest; that matters
 // only to the names of what [Fds.Files] returns.
