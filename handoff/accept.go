@@ -177,7 +177,12 @@ func candidateFromWire(hello *pb.Hello, peer *scm.Peer) Candidate {
 // admit begins the candidate's attempt, or refuses it, in which case it keeps
 // the connection open until asking again is worthwhile.
 func (s *Server) admit(ctx context.Context, l *link, who Candidate) (*predecessor, error) {
-	refusal := s.judge(ctx, who)
+	s.mu.Lock()
+	refusal := s.refusalLocked()
+	s.mu.Unlock()
+	if refusal == nil || passing(refusal.GetCode()) { // a policy is the owner's alone
+		refusal = s.judge(ctx, who)
+	}
 	for refusal == nil {
 		var p *predecessor
 		if p, refusal = s.begin(l, who); p != nil {

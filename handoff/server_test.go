@@ -69,6 +69,14 @@ func TestRefusalsThatStand(t *testing.T) {
 			target: handoff.ErrStopping, want: "stopping for good",
 		},
 		{
+			name: "STOPPING, whatever the policy would say",
+			config: func(c *handoff.ServerConfig) {
+				c.Accept = func(context.Context, handoff.Candidate) error { return errBoom }
+			},
+			owner:  func(o *owner) { o.server.Stop() },
+			target: handoff.ErrStopping, want: "stopping for good",
+		},
+		{
 			name:   "MOVED",
 			owner:  func(o *owner) { o.takeOver() },
 			target: handoff.ErrMoved, want: "no longer the owner: draining",
