@@ -229,9 +229,7 @@ func (s *Server) Stop() (owned bool) {
 	}
 	defer close(stopped)
 	if p != nil {
-		if p.link != nil {
-			p.link.post(func() error { return errStop })
-		}
+		p.link.post(func() error { return errStop })
 		<-p.released
 	}
 	s.mu.Lock()
@@ -379,106 +377,4 @@ func (s *Server) retired(p *predecessor) {
 	s.mu.Unlock()
 	s.log.Info("retired: the successor has taken over", "successor", p.who.Process)
 	close(p.released)
-}
-
-// Spawned is the attempt of a process that the owner has started itself.
-type Spawned struct {
-	p *predecessor
-}
-
-// Spawn reserves the one attempt for a process that is about to be started
-// with the other end of conn. It takes ownership of conn, also on an error,
-// which is a [*RefusedError].
-func (s *Server) Spawn(conn *scm.Conn) (*Spawned, error) { return s.spawn(conn) }
-
-func (s *Server) spawn(conn frames) (*Spawned, error) {
-	l := newLink(conn, 0)
-	for {
-		p, refusal := s.begin(l, Candidate{})
-		switch {
-		case p != nil:
-			return &Spawned{p}, nil
-		case refusal.GetCode() == pb.RefuseCode_REFUSE_CODE_BUSY && s.cleared():
-			continue
-		}
-		l.close()
-		return nil, refusedFromWire(refusal)
-	}
-}
-
-// Abandon ends the attempt because the process could not be started.
-func (sp *Spawned) Abandon(err error) {
-	sp.p.link.close()
-	sp.p.server.failed(sp.p, "start", &Error{Side: Predecessor, Step: "start", Err: err})
-}
-
-// Run drives the attempt and returns its fate: nil as soon as the successor
-// owns, after which the rest goes on by itself. pid is the process that was
-// started, and exited is closed when it has been reaped. When ctx ends before
-// Commit the attempt is aborted; after it, Run returns ctx's cause, and what
-// became of the attempt is not known.
-func (sp *Spawned) Run(ctx context.Context, pid int, exited <-chan struct{}) error {
-	p := sp.p
-	go p.spawned(pid, exited)
-	select {
-	case err := <-p.fate:
-		return err
-	case <-ctx.Done():
-	}
-	tooLate := make(chan struct{})
-	p.link.post(func() error {
-		if p.committed || p.ended {
-			close(tooLate)
-			return nil
-		}
-		return fmt.Errorf("%w: %w", ErrCancelled, context.Cause(ctx))
-	})
-	select {
-	case err := <-p.fate:
-		return err
-	case <-tooLate:
-	}
-	select {
-	case err := <-p.fate: // both were there
-		return err
-	default:
-		return context.Cause(ctx)
-	}
-}
-
-// spawned reads the Hello of a process that this one has started, and goes on
-// as with any other.
-func (p *predecessor) spawned(pid int, exited <-chan struct{}) {
-	defer p.link.close()
-	s := p.server
-	limit := s.limits.Ready
-	p.deadline = p.began.Add(limit)
-	p.enter(stepHello, p.deadline)
-	ctx, cancel := p.until(p.deadline, stepHello, limit)
-	defer cancel()
-	hello, err := readHello(ctx, p.link)
-	if err == nil && hello.GetRole() != pb.Role_ROLE_SUCCESSOR {
-		err = protocolError("the started process says Hello as %v", hello.GetRole())
-	}
-	if err == nil {
-		who := candidateFromWire(hello, nil)
-		who.Generation = p.generation
-		s.mu.Lock()
-		p.who = who
-		s.mu.Unlock()
-		if who.PID == pid {
-			p.link.watch(exited)
-		}
-		if refusal := s.judge(ctx, who); refusal != nil {
-			s.refuse(p.link, refusal)
-			p.link.close()
-			s.failed(p, stepHello, refusedFromWire(refusal))
-			return
-		}
-		p.run()
-		return
-	}
-	s.refuse(p.link, refusalOf(err))
-	p.link.close()
-	s.failed(p, stepHello, &Error{Side: Predecessor, Step: stepHello, Err: err})
 }
