@@ -88,7 +88,8 @@ type Config struct {
 	DrainTimeout time.Duration
 
 	// AcceptSuccessor is the owner's policy: an error refuses the successor
-	// with its text. Several may run at once; ctx ends after a few seconds.
+	// with its text. Several may run at once; ctx ends after a few seconds. It
+	// must not call Stop, which waits for it.
 	AcceptSuccessor func(ctx context.Context, s Successor) error
 	// Authorize decides who may speak on the control socket, by the kernel's
 	// credentials, before a byte is read. Default: the same effective user,
@@ -101,7 +102,8 @@ type Config struct {
 	// disappear silently.
 	RequireAllClaimed bool
 
-	// Command makes what Upgrade starts; ctx bounds the making only. Default:
+	// Command makes what Upgrade starts; ctx bounds the making only, and Stop
+	// waits for it. Default:
 	// os.Args[0] as New found it, made absolute but with its symbolic links
 	// not resolved, the same arguments, working directory and environment,
 	// and inherited output.
