@@ -103,10 +103,9 @@ type Config struct {
 	RequireAllClaimed bool
 
 	// Command makes what Upgrade starts; ctx bounds the making only, and Stop
-	// waits for it. Default:
-	// os.Args[0] as New found it, made absolute but with its symbolic links
-	// not resolved, the same arguments, working directory and environment,
-	// and inherited output.
+	// waits for it. Default: os.Args[0] as New found it, made absolute but with
+	// its symbolic links not resolved, the same arguments, working directory
+	// and environment, and inherited output.
 	Command func(ctx context.Context) (*exec.Cmd, error)
 	// PIDFile is written when this process becomes the owner and removed by
 	// the owner that stops for good.
