@@ -129,6 +129,9 @@ func TestDisabled(t *testing.T) {
 	if err := upg.Err(); !errors.Is(err, crossfade.ErrStopped) {
 		t.Errorf("Err is %v", err)
 	}
+	if state := upg.State(); state != handoff.StateOut {
+		t.Errorf("after Stop the state is %v", state)
+	}
 	// Disabled, a second service may live at the same path.
 	newUpgrader(t, &crossfade.Config{Disabled: true, Socket: filepath.Join(dir, "control")})
 }

@@ -32,6 +32,8 @@ const reservedPrefix = "crossfade."
 // While a successor is between Ready and Commit, milliseconds as a rule,
 // changes wait, at most for CommitTimeout; then they return
 // ErrHandoffInProgress. Once this process is out they return [Upgrader.Err].
+// What is taken out while an attempt is under way stays open until it has
+// ended, so that its address is not free before.
 type Fds struct {
 	log      *slog.Logger
 	limit    time.Duration  // how long a change waits for a thaw

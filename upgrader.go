@@ -324,6 +324,7 @@ func (u *Upgrader) Stop() {
 func (u *Upgrader) stop() {
 	defer u.finish(ErrStopped)
 	if u.cfg.Disabled {
+		u.server.Stop()
 		return
 	}
 	if u.taking != nil {
