@@ -342,9 +342,21 @@ func (o *ownerByHand) readHello() {
 
 func (o *ownerByHand) sendWelcome(generation uint64, total int) {
 	o.t.Helper()
+	o.welcome(generation, total, 0)
+}
+
+// sendWelcomeFor grants a probation, to generation 7.
+func (o *ownerByHand) sendWelcomeFor(probation time.Duration, total int) {
+	o.t.Helper()
+	o.welcome(7, total, probation)
+}
+
+func (o *ownerByHand) welcome(generation uint64, total int, probation time.Duration) {
+	o.t.Helper()
 	o.send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{
 		Version: 1, Predecessor: &pb.Process{Instance: "by hand"}, Generation: generation, Total: uint32(total),
 		ReadyTimeout: durationpb.New(generous), MaxReadyTimeout: durationpb.New(generous), CommitTimeout: durationpb.New(generous),
+		Probation: durationpb.New(probation),
 	}}})
 }
 

@@ -28,6 +28,7 @@ const (
 	DefaultReadyTimeout    = time.Minute
 	DefaultMaxReadyTimeout = 10 * time.Minute
 	DefaultCommitTimeout   = 10 * time.Second
+	DefaultMaxProbation    = 10 * time.Minute
 )
 
 // helloTimeout is how long an authorised client of the control socket may take
@@ -41,6 +42,16 @@ type Peer = scm.Peer
 // Successor is a process that asks to take over, as [Config.AcceptSuccessor]
 // sees it.
 type Successor = handoff.Candidate
+
+// ProbationEnd is what an owner answers when its probation is over and nobody
+// has decided before.
+type ProbationEnd = handoff.ProbationEnd
+
+// The values of [Config.AtProbationEnd].
+const (
+	SettleAtEnd   = handoff.SettleAtEnd   // it stays
+	RollbackAtEnd = handoff.RollbackAtEnd // it gives the service back
+)
 
 // Config configures an [Upgrader]. The zero value and nil work; New reads it
 // once and never changes it.
@@ -83,6 +94,35 @@ type Config struct {
 	// CommitTimeout bounds the time from a successor's Ready to Commit, in
 	// which the registry stands still (default 10 s).
 	CommitTimeout time.Duration
+	// Probation is how long, once this process owns, its predecessor stands by:
+	// it resumes if this process dies, or calls Rollback. Until then the owner
+	// hands over to nobody. As an owner it is also what a successor gets that
+	// asks for none. CROSSFADE_PROBATION, which belongs to one deployment,
+	// comes before it. Default 0: the predecessor retires at once.
+	Probation time.Duration
+	// MaxProbation is the longest probation that a successor may ask this
+	// process for (default 10 min, at least Probation).
+	MaxProbation time.Duration
+	// AtProbationEnd is what this process does when its probation is over and
+	// neither Settle nor Rollback was called. CROSSFADE_AT_PROBATION_END comes
+	// before it. Default: SettleAtEnd.
+	AtProbationEnd ProbationEnd
+	// Suspend and Resume guard what only one process may use at a time: a
+	// database that is locked, a queue's consumer, a device. Set both or none.
+	//
+	// Suspend lets go of it, before the successor's Ready returns, and before a
+	// rollback. It is called when this process accepts nothing, on any of its
+	// sockets, so that no work arrives that needs it. If it returns an error it
+	// must have undone what it did: the handoff then fails. ctx ends after
+	// CommitTimeout; a Suspend that does not heed it holds the service up for as
+	// long as it takes.
+	//
+	// Resume takes it back, before this process accepts again: after a handoff
+	// that has failed, after a rollback, after a successor's death. While it
+	// returns an error it is called again, about once a second, and this process
+	// accepts nothing. A successor opens what is guarded when Ready has returned
+	// nil; neither is called for that.
+	Suspend, Resume func(ctx context.Context) error
 	// DrainTimeout ends the contexts of DrainContext, counted from Exit.
 	// Default 0: never.
 	DrainTimeout time.Duration
@@ -140,6 +180,10 @@ func (c *Config) populate(env environment) (*Config, error) {
 	setDefault(&p.ReadyTimeout, DefaultReadyTimeout)
 	setDefault(&p.MaxReadyTimeout, max(DefaultMaxReadyTimeout, p.ReadyTimeout))
 	setDefault(&p.CommitTimeout, DefaultCommitTimeout)
+	if env.atProbationEnd != nil {
+		p.AtProbationEnd = *env.atProbationEnd
+	}
+	setDefault(&p.MaxProbation, max(DefaultMaxProbation, p.Probation))
 	if p.ListenConfig == nil {
 		p.ListenConfig = new(net.ListenConfig)
 	}
@@ -195,6 +239,8 @@ func (c *Config) validate() error {
 		{"ReadyTimeout", c.ReadyTimeout},
 		{"MaxReadyTimeout", c.MaxReadyTimeout},
 		{"CommitTimeout", c.CommitTimeout},
+		{"Probation", c.Probation},
+		{"MaxProbation", c.MaxProbation},
 		{"DrainTimeout", c.DrainTimeout},
 	} {
 		if d.value < 0 {
@@ -203,6 +249,15 @@ func (c *Config) validate() error {
 	}
 	if c.MaxReadyTimeout < c.ReadyTimeout {
 		return fmt.Errorf("invalid Config.MaxReadyTimeout: %v is below ReadyTimeout, %v", c.MaxReadyTimeout, c.ReadyTimeout)
+	}
+	if c.MaxProbation < c.Probation {
+		return fmt.Errorf("invalid Config.MaxProbation: %v is below Probation, %v", c.MaxProbation, c.Probation)
+	}
+	if c.AtProbationEnd > RollbackAtEnd {
+		return fmt.Errorf("invalid Config.AtProbationEnd: %v", c.AtProbationEnd)
+	}
+	if (c.Suspend == nil) != (c.Resume == nil) {
+		return errors.New("invalid Config: Suspend and Resume come together, and one of them is missing")
 	}
 	if c.Socket != "" {
 		if err := rendezvous.CheckPath("unix", c.Socket); err != nil {

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // The environment of a process that is to take over. New removes all of it, so
@@ -18,6 +19,9 @@ const (
 	envInstance = envPrefix + "INSTANCE" // the name of this run
 	envEpoch    = envPrefix + "EPOCH"    // the epoch of this deployment
 	envForce    = envPrefix + "FORCE"    // 1: take over from a higher epoch too
+
+	envProbation      = envPrefix + "PROBATION"        // how long this deployment is on probation, 30s
+	envAtProbationEnd = envPrefix + "AT_PROBATION_END" // settle or rollback
 )
 
 // environment is what the variables said.
@@ -27,6 +31,9 @@ type environment struct {
 	instance string
 	epoch    uint64
 	force    bool
+
+	probation      *time.Duration // nil if there is none
+	atProbationEnd *ProbationEnd  // nil if there is none
 }
 
 // envMu makes taking the environment one step: of two Upgraders in one process
@@ -67,6 +74,24 @@ func takeEnvironment() (environment, error) {
 			return environment{}, fmt.Errorf("%s=%q is neither 0 nor 1", envForce, v)
 		}
 		env.force = force
+	}
+	if v := vars[envProbation]; v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil || d < 0 {
+			return environment{}, fmt.Errorf("%s=%q is not a duration such as 30s", envProbation, v)
+		}
+		env.probation = &d
+	}
+	if v := vars[envAtProbationEnd]; v != "" {
+		end := SettleAtEnd
+		switch v {
+		case RollbackAtEnd.String():
+			end = RollbackAtEnd
+		case SettleAtEnd.String():
+		default:
+			return environment{}, fmt.Errorf("%s=%q is neither %v nor %v", envAtProbationEnd, v, SettleAtEnd, RollbackAtEnd)
+		}
+		env.atProbationEnd = &end
 	}
 	return env, nil
 }

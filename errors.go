@@ -12,9 +12,17 @@ var (
 	// ErrRetired: the successor has taken over. Finish what is open and exit
 	// with status 0.
 	ErrRetired = errors.New("retired: the successor has taken over")
+	// ErrRolledBack: this process has given the service back to its predecessor.
+	// Finish what is open and exit with status [ExitRolledBack].
+	ErrRolledBack = handoff.ErrRolledBack
 	// ErrStopped: Stop was called.
 	ErrStopped = errors.New("stopped")
 )
+
+// ExitRolledBack is the status with which a program should exit that has rolled
+// back, so that whoever started it knows it from a failure (EX_TEMPFAIL of
+// sysexits.h). After ErrRetired and ErrStopped it is 0, after everything else 1.
+const ExitRolledBack = 75
 
 // stoppedError is why a candidate that is told to stop gives up.
 type stoppedError struct{}
@@ -32,7 +40,8 @@ var (
 	// ErrHandoffInProgress: the registry cannot change between Ready and
 	// Commit of a successor, and this has lasted longer than CommitTimeout.
 	ErrHandoffInProgress = errors.New("a handoff is being committed")
-	// ErrOutcomeUnknown: the caller stopped waiting after Commit was written.
+	// ErrOutcomeUnknown: the caller stopped waiting for something that was
+	// already told to the other side and may still happen.
 	ErrOutcomeUnknown = errors.New("the outcome is not known yet")
 	// ErrOwnerUnknown: whether somebody owns the control path cannot be said,
 	// so nothing was bound. Never start afresh on it.
@@ -42,6 +51,11 @@ var (
 	ErrBusy = handoff.ErrBusy
 	// ErrNotReady: the owner has not called Ready yet.
 	ErrNotReady = handoff.ErrNotReady
+	// ErrProbation: the owner is in probation itself, and hands over to nobody
+	// before it has settled.
+	ErrProbation = handoff.ErrProbation
+	// ErrSettled: the decision to stay has been taken, and cannot be undone.
+	ErrSettled = handoff.ErrSettled
 	// ErrPolicy: the owner's AcceptSuccessor or Epoch refused.
 	ErrPolicy = handoff.ErrPolicy
 	// ErrDenied: the owner's Authorize, or its default, refused.

@@ -54,16 +54,22 @@ func describeClaim(claim *rendezvous.Claim) (*handoff.Control, []handoff.Descrip
 	return control, []handoff.Descriptor{listener, lock}, errors.Join(err, err2)
 }
 
-func (s service) Freeze(context.Context) (*handoff.Changes, error) { return s.u.fds.freeze(), nil }
+func (s service) Freeze(ctx context.Context) (*handoff.Changes, error) {
+	return s.u.standStill(ctx)
+}
 
-func (s service) Thaw() { s.u.fds.thaw() }
+func (s service) Thaw() {
+	s.u.fds.thaw()
+	s.u.accept()
+}
 
 func (s service) Pause(except []uint64) { s.u.fds.pause(except) }
 
 func (s service) Resume() {
-	s.u.fds.resume()
+	s.u.fds.thaw()
 	s.u.serveControl()
 	s.u.writePIDFile()
+	s.u.accept()
 }
 
 func (s service) Retire() {
@@ -72,6 +78,13 @@ func (s service) Retire() {
 }
 
 func (s service) EndDrain() { s.u.endDrainOnce.Do(func() { close(s.u.endDrain) }) }
+
+func (s service) Warnings() []string {
+	if w := s.u.exclusive.warning(); w != "" {
+		return []string{w}
+	}
+	return nil
+}
 
 func (s service) Descriptors() []handoff.DescriptorStatus { return s.u.fds.All() }
 
@@ -96,6 +109,19 @@ func (s service) CheckControl(ctx context.Context) error {
 	s.u.log.Warn("the control path had vanished and was bound again", "path", claim.Identity().Path)
 	return s.u.openControl()
 }
+
+// standStill stops what two processes must not do at once, until accept: the
+// registry does not change, packet conns are not read, and exclusive resources are
+// let go of. It returns what has changed since the offer. accept and thaw follow,
+// after an error too.
+func (u *Upgrader) standStill(ctx context.Context) (changes *handoff.Changes, err error) {
+	err = u.exclusive.letGo(ctx, func() { changes = u.fds.freeze(u.exclusive.guards()) })
+	return changes, err
+}
+
+// accept makes this process take from its sockets, as soon as it has its exclusive
+// resources.
+func (u *Upgrader) accept() { u.exclusive.takeBack(u.fds.accept) }
 
 // openControl serves the control path.
 func (u *Upgrader) openControl() error {

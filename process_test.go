@@ -62,7 +62,7 @@ import (
 // answer, one when it is accepted and one for each line that it reads; a packet
 // is answered with the same and the packet's own bytes. When Exit is closed it
 // closes what it listens on, waits for the end of its connections and exits: 0
-// after ErrRetired and ErrStopped, else 1. It does not outlive its test.
+// after ErrRetired and ErrStopped, 75 after ErrRolledBack, else 1. It does not outlive its test.
 
 // deskEnv leads a service process to its desk. Its name must not start like the
 // library's own variables, which New removes.
@@ -83,6 +83,10 @@ type serviceSpec struct {
 	MaxReadyTimeout   time.Duration
 	CommitTimeout     time.Duration
 	DrainTimeout      time.Duration
+	Probation         time.Duration
+	MaxProbation      time.Duration
+	AtProbationEnd    crossfade.ProbationEnd
+	Exclusive         string // the lock file that Suspend and Resume guard, if not empty
 	RequireAllClaimed bool
 	PIDFile           string
 	Disabled          bool
@@ -176,7 +180,11 @@ func (e *remoteError) Is(target error) bool {
 // sentinels are what errors are matched with across processes.
 var sentinels = map[string]error{
 	"ErrRetired":           crossfade.ErrRetired,
+	"ErrRolledBack":        crossfade.ErrRolledBack,
 	"ErrStopped":           crossfade.ErrStopped,
+	"ErrSettled":           crossfade.ErrSettled,
+	"ErrProbation":         crossfade.ErrProbation,
+	"ErrMoved":             crossfade.ErrMoved,
 	"ErrNotInherited":      crossfade.ErrNotInherited,
 	"ErrNameTaken":         crossfade.ErrNameTaken,
 	"ErrHandoffInProgress": crossfade.ErrHandoffInProgress,
@@ -748,6 +756,7 @@ type load struct {
 	wg      sync.WaitGroup
 
 	mu     sync.Mutex
+	round  int // counts what was forgiven
 	counts map[int]int
 	failed []error
 	news   chan struct{}
@@ -769,6 +778,9 @@ func startLoad(t testing.TB, network, address string, n int) *load {
 }
 
 func (l *load) once() {
+	l.mu.Lock()
+	round := l.round
+	l.mu.Unlock()
 	a, err := func() (served, error) {
 		c, err := net.Dial(l.network, l.address)
 		if err != nil {
@@ -783,12 +795,24 @@ func (l *load) once() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
-		l.failed = append(l.failed, err)
+		if round == l.round {
+			l.failed = append(l.failed, err)
+		}
 	} else {
 		l.counts[a.PID]++
 	}
 	close(l.news)
 	l.news = make(chan struct{})
+}
+
+// forgive drops the failures so far, and those of the clients under way: somebody
+// who was serving them was killed.
+func (l *load) forgive() {
+	l.t.Helper()
+	l.mu.Lock()
+	l.round++
+	l.failed = nil
+	l.mu.Unlock()
 }
 
 // more waits until n more clients than by now have been answered.
@@ -919,6 +943,23 @@ var serviceCommands = map[string]func(s *service, value json.RawMessage) (any, e
 		s.upg.Progress(p.Status, p.Extend)
 		return done, nil
 	},
+	// settle and rollback take how long they may last; null: as long as it takes.
+	"settle": func(s *service, value json.RawMessage) (any, error) {
+		ctx, cancel, err := s.within(value)
+		if err != nil {
+			return nil, err
+		}
+		defer cancel()
+		return done, s.upg.Settle(ctx)
+	},
+	"rollback": func(s *service, value json.RawMessage) (any, error) {
+		ctx, cancel, err := s.within(value)
+		if err != nil {
+			return nil, err
+		}
+		defer cancel()
+		return done, s.upg.Rollback(ctx, "not good enough")
+	},
 	"stop":   func(s *service, _ json.RawMessage) (any, error) { s.upg.Stop(); return done, nil },
 	"status": func(s *service, _ json.RawMessage) (any, error) { return s.upg.Status(), nil },
 	"state":  func(s *service, _ json.RawMessage) (any, error) { return s.upg.State().String(), nil },
@@ -947,6 +988,22 @@ var serviceCommands = map[string]func(s *service, value json.RawMessage) (any, e
 		close(s.quit)
 		return done, nil
 	},
+}
+
+// within is a context that ends after the duration in value, if there is one.
+func (s *service) within(value json.RawMessage) (context.Context, context.CancelFunc, error) {
+	var limit time.Duration
+	if len(value) > 0 {
+		if err := json.Unmarshal(value, &limit); err != nil {
+			return nil, nil, err
+		}
+	}
+	if limit == 0 {
+		ctx, cancel := context.WithCancel(s.ctx)
+		return ctx, cancel, nil
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, limit)
+	return ctx, cancel, nil
 }
 
 // done is the answer of a command that has no other.
@@ -1032,7 +1089,10 @@ func runService() {
 	s.upg.Stop()
 	cancel()
 	s.commands.Wait()
-	if err := s.upg.Err(); !errors.Is(err, crossfade.ErrRetired) && !errors.Is(err, crossfade.ErrStopped) {
+	switch err := s.upg.Err(); {
+	case errors.Is(err, crossfade.ErrRolledBack):
+		os.Exit(crossfade.ExitRolledBack)
+	case !errors.Is(err, crossfade.ErrRetired) && !errors.Is(err, crossfade.ErrStopped):
 		os.Exit(1)
 	}
 }
@@ -1053,6 +1113,7 @@ func (s *service) config() *crossfade.Config {
 		Instance: spec.Instance, BuildVersion: spec.BuildVersion, Epoch: spec.Epoch,
 		DialTimeout: spec.DialTimeout, Wait: spec.Wait, ReadyTimeout: spec.ReadyTimeout,
 		MaxReadyTimeout: spec.MaxReadyTimeout, CommitTimeout: spec.CommitTimeout, DrainTimeout: spec.DrainTimeout,
+		Probation: spec.Probation, MaxProbation: spec.MaxProbation, AtProbationEnd: spec.AtProbationEnd,
 		RequireAllClaimed: spec.RequireAllClaimed, PIDFile: spec.PIDFile, Disabled: spec.Disabled,
 		Logger: slog.New(slog.NewTextHandler(writerFunc(func(line string) { s.emit("log", nil, line) }), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}

@@ -13,8 +13,8 @@ import (
 // This file is the registry as a handoff sees it: what a predecessor offers,
 // freezes and gives up, and what a successor receives, checks and owns.
 
-// offer lists everything for a successor. Until thaw, resume or retire what it
-// lists stays open.
+// offer lists everything for a successor. Until thaw or retire what it lists
+// stays open.
 func (f *Fds) offer() []handoff.Descriptor {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -30,8 +30,9 @@ func (f *Fds) offer() []handoff.Descriptor {
 }
 
 // freeze makes changes wait, pauses the packet conns, which two processes must
-// not read at once, and returns what has changed since the offer.
-func (f *Fds) freeze() *handoff.Changes {
+// not read at once, and with all the listeners too, and returns what has changed
+// since the offer.
+func (f *Fds) freeze(all bool) *handoff.Changes {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.thawed = make(chan struct{})
@@ -49,6 +50,9 @@ func (f *Fds) freeze() *handoff.Changes {
 			e.packets.Pause()
 		}
 	}
+	if all {
+		f.pauseLocked(nil)
+	}
 	for id := range left {
 		changes.Removed = append(changes.Removed, id)
 	}
@@ -61,6 +65,10 @@ func (f *Fds) freeze() *handoff.Changes {
 func (f *Fds) pause(except []uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.pauseLocked(except)
+}
+
+func (f *Fds) pauseLocked(except []uint64) {
 	f.accepting = false
 	kept := setOf(except)
 	for id, e := range f.byID {
@@ -70,17 +78,10 @@ func (f *Fds) pause(except []uint64) {
 	}
 }
 
-// resume undoes offer, freeze and pause.
-func (f *Fds) resume() {
+// accept makes this process take from its sockets.
+func (f *Fds) accept() {
 	f.mu.Lock()
-	f.acceptLocked()
-	closed := f.thawLocked()
-	f.mu.Unlock()
-	f.unlinkAll(closed)
-}
-
-// acceptLocked makes this process take from its sockets.
-func (f *Fds) acceptLocked() {
+	defer f.mu.Unlock()
 	f.accepting = true
 	for _, e := range f.byID {
 		if e.listener != nil {
@@ -115,14 +116,9 @@ func (f *Fds) resumeLater(e *entry) {
 // resumeInterval is the time between two attempts of resumeLater.
 const resumeInterval = 100 * time.Millisecond
 
-// thaw undoes offer and freeze: nothing has happened.
+// thaw undoes offer and freeze, but for what stands still: see accept.
 func (f *Fds) thaw() {
 	f.mu.Lock()
-	for _, e := range f.byID {
-		if e.packets != nil {
-			e.packets.Resume()
-		}
-	}
 	closed := f.thawLocked()
 	f.mu.Unlock()
 	f.unlinkAll(closed)
@@ -306,13 +302,12 @@ func (f *Fds) listeners() int {
 	return n
 }
 
-// own makes this process take from its sockets, and closes what nobody asked
-// for: a listener that nobody accepts from swallows clients.
+// own closes what nobody asked for: a listener that nobody accepts from swallows
+// clients.
 func (f *Fds) own() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closeUnclaimedLocked(false)
-	f.acceptLocked()
 }
 
 // settle ends the time in which late additions can be asked for. The paths of

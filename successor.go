@@ -135,7 +135,8 @@ func sameFile(path string, claim *rendezvous.Claim) bool {
 // takeOver receives the owner's offer. On an error nothing that came remains.
 func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.Time) error {
 	taking, err := handoff.Connect(ctx, conn, &handoff.SuccessorConfig{
-		Process: u.cfg.process(), Force: u.force, Receiver: receiver{u},
+		Process: u.cfg.process(), Force: u.env.force, Receiver: receiver{u},
+		Probation: u.wantedProbation(), AtProbationEnd: u.cfg.AtProbationEnd,
 		Patience: u.cfg.DialTimeout, WaitUntil: waitUntil, Log: u.log,
 	})
 	if err != nil {
@@ -148,6 +149,18 @@ func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.
 	u.taking = taking
 	u.server.SetGeneration(taking.Generation())
 	return nil
+}
+
+// wantedProbation is what to ask for, nil for what the predecessor gives.
+func (u *Upgrader) wantedProbation() *time.Duration {
+	switch {
+	case u.env.probation != nil:
+		return u.env.probation
+	case u.cfg.Probation > 0:
+		return &u.cfg.Probation
+	default:
+		return nil
+	}
 }
 
 // receiver is the Upgrader as the successor's machine sees it.
@@ -203,12 +216,27 @@ func (r receiver) Inherit(generation uint64) {
 	r.u.serveControl()
 }
 
-func (r receiver) Own(generation uint64) {
+func (r receiver) Own(generation uint64, probation *handoff.Probation) {
 	r.u.server.Own(generation, true, false) // first: what is served next may ask for it
+	r.u.server.SetProbation(probation)
+	r.u.fds.thaw()
 	r.u.fds.own()
 	r.u.serveControl()
 	r.u.writePIDFile()
+	r.u.accept()
 	r.u.log.Info("this process owns the service", "generation", generation)
+}
+
+func (r receiver) Settling() { r.u.server.SetSettling() }
+
+func (r receiver) Yield(ctx context.Context) error {
+	if _, err := r.u.standStill(ctx); err != nil {
+		r.u.fds.thaw()
+		r.u.accept()
+		return err
+	}
+	r.u.server.Yield()
+	return nil
 }
 
 func (r receiver) Settled() {
@@ -221,8 +249,12 @@ func (r receiver) Settled() {
 func (r receiver) Gone() { r.u.markGone() }
 
 func (r receiver) Fail(err error) {
+	if errors.Is(err, ErrRolledBack) && isClosed(r.u.stopping) {
+		err = fmt.Errorf("%w: the predecessor has the service again", ErrStopped)
+	}
 	r.u.end(r.u.server.Stop(), err) // an heir that gives up leaves nobody behind
 	r.u.finish(err)
+	close(r.u.failed)
 }
 
 // serveControl serves the control socket from here on, without which this

@@ -25,12 +25,13 @@ type Status = handoff.Status
 // successor, owner, predecessor, in this order as far as it comes. All its
 // methods may be called concurrently.
 type Upgrader struct {
-	cfg    *Config
-	log    *slog.Logger
-	force  bool
-	fds    *Fds
-	server *handoff.Server
-	taking *handoff.Taking // nil in a first process; set by New
+	cfg       *Config
+	log       *slog.Logger
+	env       environment
+	fds       *Fds
+	server    *handoff.Server
+	exclusive *exclusive
+	taking    *handoff.Taking // nil in a first process; set by New
 
 	dialled bool // the owner was reached by Config.Socket; set by New
 
@@ -50,6 +51,8 @@ type Upgrader struct {
 	settled  chan struct{} // closed when no predecessor can come back
 	gone     chan struct{} // closed when the predecessor has exited
 	endDrain chan struct{} // closed when the successor wants the drain to end
+	failed   chan struct{} // closed when this process was a successor and no longer is
+	stopping chan struct{} // closed when Stop has begun
 
 	exitOnce, settledOnce, goneOnce, endDrainOnce sync.Once
 }
@@ -87,18 +90,22 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		return nil, err
 	}
 	u := &Upgrader{
-		cfg: c, log: c.Logger, force: env.force,
+		cfg: c, log: c.Logger, env: env,
 		fds:      newFds(c, keepAlive(c.ListenConfig)),
 		exit:     make(chan struct{}),
 		settled:  make(chan struct{}),
 		gone:     make(chan struct{}),
 		endDrain: make(chan struct{}),
+		failed:   make(chan struct{}),
+		stopping: make(chan struct{}),
 	}
+	u.exclusive = newExclusive(c, u.exit)
 	u.server = handoff.NewServer(&handoff.ServerConfig{
 		Process: c.process(),
 		Service: service{u},
 		Limits: handoff.Limits{
 			Hello: helloTimeout, Ready: c.ReadyTimeout, MaxReady: c.MaxReadyTimeout, Commit: c.CommitTimeout,
+			Probation: c.Probation, MaxProbation: c.MaxProbation,
 		},
 		Authorize: c.Authorize,
 		Accept:    c.AcceptSuccessor,
@@ -125,7 +132,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 // first makes this process the owner of a service that nobody owns.
 func (u *Upgrader) first(claim *rendezvous.Claim, generation uint64) error {
 	u.setClaim(claim)
-	u.fds.own()
+	u.accept()
 	u.server.Own(generation, false, true)
 	u.markSettled()
 	u.markGone()
@@ -229,13 +236,67 @@ func (u *Upgrader) checkLimit(unclaimed int) error {
 // has come to own. It is the signal to start what must run only once.
 func (u *Upgrader) Settled() <-chan struct{} { return u.settled }
 
+// Settle decides that this process stays: it ends its probation, and returns nil
+// once the predecessor cannot come back. Without a probation, or after its end,
+// it waits for the same, and returns at once if it has happened.
+//
+// Errors: ErrNotReady before Ready has returned nil; ErrRolledBack if the
+// service was given back, or is about to be; if ctx ends first, ErrOutcomeUnknown:
+// the predecessor has been told, and Settled says when it has retired.
+func (u *Upgrader) Settle(ctx context.Context) error {
+	if err := u.settle(ctx); err != nil {
+		return fmt.Errorf("crossfade: settle: %w", err)
+	}
+	return nil
+}
+
+func (u *Upgrader) settle(ctx context.Context) error {
+	if u.taking == nil || isClosed(u.settled) {
+		return nil
+	}
+	return outcome(ctx, u.taking.Settle(ctx))
+}
+
+// Rollback gives the service back to the predecessor, and returns nil once that
+// one owns again. This process accepts until then, so no client is turned away.
+// Then Exit is closed and Err matches ErrRolledBack: finish what is open and
+// exit with status [ExitRolledBack]. Data do not go back: only the sockets do,
+// and what Suspend lets go of. reason reaches the predecessor's log and status.
+//
+// Errors: ErrNotReady before Ready has returned nil; ErrSettled if the
+// predecessor cannot come back, as in a first process and without a probation;
+// ErrLost if it has died meanwhile, and what Suspend returned: then this process
+// goes on as the owner. If ctx ends first, ErrOutcomeUnknown: the rollback goes
+// on, and State tells what has become of it.
+func (u *Upgrader) Rollback(ctx context.Context, reason string) error {
+	if err := u.rollback(ctx, reason); err != nil {
+		return fmt.Errorf("crossfade: rollback: %w", err)
+	}
+	return nil
+}
+
+func (u *Upgrader) rollback(ctx context.Context, reason string) error {
+	if u.taking == nil || isClosed(u.settled) {
+		return ErrSettled
+	}
+	return outcome(ctx, u.taking.Rollback(ctx, reason))
+}
+
+// outcome gives the end of the caller's patience its name.
+func outcome(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	}
+	return err
+}
+
 // Exit is closed when this process should finish what is open and exit: its
-// successor has taken over, its own attempt has failed, or Stop was called. Err
-// says which. Any number of goroutines may wait for it.
+// successor has taken over, it has rolled back, its own attempt has failed, or
+// Stop was called. Err says which. Any number of goroutines may wait for it.
 func (u *Upgrader) Exit() <-chan struct{} { return u.exit }
 
-// Err returns nil before Exit is closed, then ErrRetired, ErrStopped, or why
-// the attempt to take over has failed.
+// Err returns nil before Exit is closed, then an error that matches ErrRetired,
+// ErrRolledBack or ErrStopped, or says why the attempt to take over has failed.
 func (u *Upgrader) Err() error {
 	select {
 	case <-u.exit:
@@ -280,7 +341,8 @@ func (u *Upgrader) DrainContext(parent context.Context) (context.Context, contex
 
 // WaitForPredecessor returns nil when the predecessor has exited, at once if
 // there is none, or the cause of ctx. A process that gave up control in another
-// way than by exiting counts too.
+// way than by exiting counts too. Once this process is out because its attempt
+// has failed or was rolled back it returns what Err does: the predecessor goes on.
 func (u *Upgrader) WaitForPredecessor(ctx context.Context) error {
 	if isClosed(u.gone) {
 		return nil // also if ctx has ended: select would choose at random
@@ -288,6 +350,8 @@ func (u *Upgrader) WaitForPredecessor(ctx context.Context) error {
 	select {
 	case <-u.gone:
 		return nil
+	case <-u.failed:
+		return fmt.Errorf("crossfade: waiting for the predecessor's end: %w", u.Err())
 	case <-ctx.Done():
 		return fmt.Errorf("crossfade: waiting for the predecessor's end: %w", context.Cause(ctx))
 	}
@@ -308,8 +372,9 @@ func (u *Upgrader) Status() *Status {
 //   - a candidate gives its attempt up;
 //   - an owner stops for good: an attempt under way is aborted, the control path
 //     and the paths of unix listeners are unlinked;
-//   - an owner whose predecessor is just retiring waits for that first, and if
-//     it does not happen within CommitTimeout gives the service back;
+//   - an owner on probation gives the service back, as by Rollback, at the latest
+//     when this process exits; one that has settled waits at most CommitTimeout
+//     for its predecessor's retirement, and stops for good then;
 //   - a predecessor whose successor has not settled asks for it, waits at most
 //     CommitTimeout, and leaves;
 //   - a process that drains, or is out, stays so.
@@ -322,17 +387,18 @@ func (u *Upgrader) Stop() {
 }
 
 func (u *Upgrader) stop() {
+	close(u.stopping)
 	defer u.finish(ErrStopped)
 	if u.cfg.Disabled {
 		u.server.Stop()
 		return
 	}
 	if u.taking != nil {
-		u.taking.Abort(stoppedError{}) // does nothing once this process owns
+		u.taking.Abort(stoppedError{}) // does nothing once this process has owned
+		u.giveBack()
 	}
-	settled := u.awaitSettled()
 	owned := u.server.Stop()
-	u.end(owned && settled, ErrStopped)
+	u.end(owned && isClosed(u.settled), ErrStopped)
 	if u.taking != nil && u.server.State() != handoff.StateDraining {
 		u.taking.Leave()
 	}
@@ -363,25 +429,25 @@ func (u *Upgrader) end(owned bool, err error) {
 	}
 }
 
-// awaitSettled waits, in an owner, for the retirement of its predecessor. It
-// reports false if that one may still come back: then what it needs must not be
-// unlinked.
-func (u *Upgrader) awaitSettled() bool {
-	if !u.server.State().Owns() {
-		return true
+// giveBack rolls back, in an owner on probation, or waits for the retirement of
+// its predecessor if the decision was taken. An owner that is not settled when it
+// returns unlinks nothing: the predecessor, which meets the end of this one's
+// connection, needs it.
+func (u *Upgrader) giveBack() {
+	state := u.server.State()
+	if !state.Owns() && state != handoff.StateYielding {
+		return
 	}
-	timer := time.NewTimer(u.cfg.CommitTimeout)
-	defer timer.Stop()
-	select {
-	case <-u.settled:
-		return true
-	case <-timer.C:
+	ctx, cancel := context.WithTimeoutCause(context.Background(), u.cfg.CommitTimeout,
+		&handoff.TimeoutError{For: "answer of the predecessor", Limit: u.cfg.CommitTimeout})
+	defer cancel()
+	err := u.rollback(ctx, "stopped")
+	if errors.Is(err, ErrSettled) {
+		err = u.settle(ctx)
 	}
-	if isClosed(u.settled) {
-		return true // both had happened
+	if err != nil && !isClosed(u.settled) {
+		u.log.Warn("stopping although the predecessor has not answered: it gets the service back", "err", err)
 	}
-	u.log.Warn("stopping although the predecessor has not retired: it gets the service back")
-	return false
 }
 
 // letGo closes every copy of what was handed over or received (I6).

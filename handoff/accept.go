@@ -142,7 +142,7 @@ func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 		}
 		return nil, errServed
 	}
-	return s.admit(ctx, l, candidateFromWire(hello, peer))
+	return s.admit(ctx, l, s.candidate(hello, peer))
 }
 
 // readHello reads and checks the first message.
@@ -167,9 +167,15 @@ func readHello(ctx context.Context, l *link) (*pb.Hello, error) {
 	return hello, nil
 }
 
-func candidateFromWire(hello *pb.Hello, peer *scm.Peer) Candidate {
+// candidate is who says hello, with the probation that it gets if nobody refuses.
+func (s *Server) candidate(hello *pb.Hello, peer *scm.Peer) Candidate {
+	wanted := s.limits.Probation
+	if hello.GetProbation() != nil {
+		wanted = hello.GetProbation().AsDuration()
+	}
 	return Candidate{
 		Process: processFromWire(hello.GetProcess()), Force: hello.GetForce(),
+		Probation: min(max(wanted, 0), s.limits.MaxProbation), AtProbationEnd: probationEndFromWire(hello.GetAtProbationEnd()),
 		Features: hello.GetFeatures(), Peer: peer,
 	}
 }

@@ -52,6 +52,10 @@ var (
 	ErrHook = errors.New("hook failed")
 	// ErrUnimplemented: the server does not know the request.
 	ErrUnimplemented = errors.New("not implemented by the server")
+	// ErrRolledBack: the successor has given the service back.
+	ErrRolledBack = errors.New("rolled back")
+	// ErrSettled: the decision to stay has been taken, and cannot be undone.
+	ErrSettled = errors.New("settled: the predecessor cannot come back")
 	// ErrAskAgain: what the attempt was refused for has passed: dial again.
 	ErrAskAgain = errors.New("the reason for the refusal has passed")
 )
@@ -86,6 +90,7 @@ type RefusedError struct {
 	Reason string    // the owner's sentence
 	Who    *Process  // who is in the way, if somebody is
 	Since  time.Time // since when, if Who is set
+	Until  time.Time // when that one should be out of the way; zero if it is not known
 
 	code     pb.RefuseCode
 	versions []uint32

@@ -125,6 +125,7 @@ func (s *service) Resume() {
 func (s *service) Retire()                                 { s.add("Retire") }
 func (s *service) EndDrain()                               { s.add("EndDrain") }
 func (s *service) CheckControl(context.Context) error      { return s.controlErr }
+func (s *service) Warnings() []string                      { return nil }
 func (s *service) Descriptors() []handoff.DescriptorStatus { return s.listed }
 
 // receiver is a [handoff.Receiver] that records its calls and owns what it gets.
@@ -133,6 +134,8 @@ type receiver struct {
 
 	receiveErr error
 	applyErr   error
+	yieldErr   error
+	onYield    func(context.Context)
 	onOwn      func()
 	onSettled  func()
 
@@ -163,11 +166,25 @@ func (r *receiver) keep(ds []handoff.Descriptor) {
 	r.got = append(r.got, ds...)
 }
 
-func (r *receiver) Own(generation uint64) {
-	r.add("Own %d", generation)
+func (r *receiver) Own(generation uint64, probation *handoff.Probation) {
+	if probation != nil {
+		r.add("Own %d until %v, then %v", generation, time.Until(probation.Until), probation.AtEnd)
+	} else {
+		r.add("Own %d", generation)
+	}
 	if r.onOwn != nil {
 		r.onOwn()
 	}
+}
+
+func (r *receiver) Settling() { r.add("Settling") }
+
+func (r *receiver) Yield(ctx context.Context) error {
+	r.add("Yield")
+	if r.onYield != nil {
+		r.onYield(ctx)
+	}
+	return r.yieldErr
 }
 
 func (r *receiver) Inherit(generation uint64) { r.add("Inherit %d", generation) }

@@ -44,7 +44,7 @@ type Service interface {
 	Offer(ctx context.Context) (*Offer, error)
 	// Freeze makes the registry wait, pauses what two processes must not read
 	// at once, lets go of exclusive resources, and returns what has changed
-	// since the offer. An error has undone all of it.
+	// since the offer. Thaw follows an error.
 	Freeze(ctx context.Context) (*Changes, error)
 	// Thaw undoes Offer and Freeze: nothing has happened (I4).
 	Thaw()
@@ -62,6 +62,8 @@ type Service interface {
 	// CheckControl compares the control path and its lock with what this
 	// process holds (I9) and mends what may be mended.
 	CheckControl(ctx context.Context) error
+	// Warnings is trouble that a person should know of, a sentence each.
+	Warnings() []string
 	// Descriptors lists the registry for a status.
 	Descriptors() []DescriptorStatus
 }
@@ -137,7 +139,7 @@ func (p *predecessor) offer() error {
 		ReadyTimeout:    durationpb.New(limits.Ready),
 		MaxReadyTimeout: durationpb.New(limits.MaxReady),
 		CommitTimeout:   durationpb.New(limits.Commit),
-		Probation:       durationpb.New(0),
+		Probation:       durationpb.New(p.who.Probation),
 	}}})
 	if err != nil {
 		return err
@@ -348,15 +350,19 @@ func (p *predecessor) probation(settled bool) {
 	p.server.service.Pause(p.unclaimed)
 	p.server.setState(StateProbation)
 	p.tell(nil)
-	p.enter(stepSettle, time.Time{})
-	asked := false
-	for !settled {
-		if !asked { // nothing was granted, so the time is up
-			asked = true
-			_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_ProbationOver{ProbationOver: &pb.ProbationOver{}}}) // if it is gone, next says so
-		}
-		m, err := p.next(context.Background())
+	if !settled {
+		p.server.log.Info("the successor owns: standing by until it settles", "successor", p.who.Process, "probation", p.who.Probation)
+	}
+	limit := p.who.Probation
+	until := time.Now().Add(limit)
+	p.enter(stepSettle, until)
+	for asked := false; !settled; {
+		m, err := p.answer(asked, until)
 		switch {
+		case errors.As(err, new(*TimeoutError)) && !asked:
+			asked = true
+			p.server.log.Info("the probation is over: asking the successor to settle or to roll back", "successor", p.who.Process, "probation", limit)
+			_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_ProbationOver{ProbationOver: &pb.ProbationOver{}}}) // if it is gone, next says so
 		case errors.Is(err, errStop):
 			p.leave()
 			return
@@ -381,6 +387,16 @@ func (p *predecessor) probation(settled bool) {
 		}
 	}
 	p.retire()
+}
+
+// answer waits for the owner's: before it was asked until the probation is over,
+// then as long as it takes (I10).
+func (p *predecessor) answer(asked bool, until time.Time) (*pb.ClientMessage, error) {
+	if !asked {
+		return p.await(until, stepSettle, p.who.Probation)
+	}
+	p.enter(stepSettle, time.Time{})
+	return p.next(context.Background())
 }
 
 // retire is the answer to Settle. Writing Retired is the decision.
@@ -564,3 +580,5 @@ func messageName(m proto.Message) string {
 type rolledBackError struct{ reason string }
 
 func (e *rolledBackError) Error() string { return "the successor rolled back: " + e.reason }
+
+func (e *rolledBackError) Is(target error) bool { return target == ErrRolledBack }

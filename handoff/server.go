@@ -7,16 +7,22 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
-// Limits are the deadlines of a [Server]. All must be positive.
+// Limits are the deadlines of a [Server]. All but Probation and MaxProbation
+// must be positive.
 type Limits struct {
 	Hello    time.Duration // from connecting to a complete Hello or request
 	Ready    time.Duration // from the offer to Ready
 	MaxReady time.Duration // how far Progress may extend Ready, from the offer
 	Commit   time.Duration // from Ready to Commit
+
+	Probation    time.Duration // of a successor that asks for none in particular
+	MaxProbation time.Duration // the most that one may ask for
 }
 
 // maxConnections bounds the connections that are served at the same time. Every
@@ -54,8 +60,9 @@ type Server struct {
 	mu          sync.Mutex
 	state       State
 	since       time.Time
-	ready       bool // this process has called Ready
-	settled     bool // its own predecessor cannot come back
+	ready       bool       // this process has called Ready
+	settled     bool       // its own predecessor cannot come back
+	probation   *Probation // its own, until it is settled or about to be
 	stopping    bool
 	stopped     chan struct{} // made by the first Stop, closed when it has ended
 	last        uint64        // the highest generation that was given out
@@ -99,6 +106,28 @@ func (s *Server) Own(generation uint64, ready, settled bool) {
 	s.setStateLocked(StateOwner)
 }
 
+// SetProbation says, right after Own, that the owner is on probation: until
+// SetSettling or SetSettled it hands over to nobody, whose predecessor could
+// resume while that one owns.
+func (s *Server) SetProbation(p *Probation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.probation = p
+	s.notifyLocked()
+}
+
+// SetSettling says that the owner has decided to stay, and that its predecessor
+// is about to retire.
+func (s *Server) SetSettling() { s.SetProbation(nil) }
+
+// Yield says that the owner gives the service back: it owns no longer.
+func (s *Server) Yield() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.probation = nil
+	s.setStateLocked(StateYielding)
+}
+
 // Inherit makes this process the heir: its predecessor is gone, and it will own
 // once it is ready.
 func (s *Server) Inherit(generation uint64) {
@@ -124,6 +153,7 @@ func (s *Server) SetSettled() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.settled = true
+	s.probation = nil
 	s.notifyLocked()
 }
 
@@ -186,7 +216,7 @@ func (s *Server) Generation() uint64 { return s.process().Generation }
 // Status returns how this process stands, after comparing the control path
 // with what this process holds.
 func (s *Server) Status(ctx context.Context) *Status {
-	var warnings []string
+	warnings := s.service.Warnings()
 	if s.State().Owns() {
 		if err := s.service.CheckControl(ctx); err != nil {
 			warnings = append(warnings, err.Error())
@@ -197,7 +227,10 @@ func (s *Server) Status(ctx context.Context) *Status {
 	defer s.mu.Unlock()
 	st := &Status{
 		Process: s.self, State: s.state, Since: s.since, Ready: s.ready,
-		LastFailure: s.lastFailure, Warnings: warnings, Descriptors: descriptors,
+		LastFailure: s.lastFailure, Probation: s.probation, Warnings: warnings, Descriptors: descriptors,
+	}
+	if s.state == StateYielding {
+		st.Warnings = append(st.Warnings, "rolled back, and waiting for the predecessor to own again")
 	}
 	if p := s.attempt; p != nil {
 		if p.step == stepDeaf {
@@ -322,6 +355,14 @@ func (s *Server) refusalLocked() *pb.Refuse {
 		return &pb.Refuse{
 			Code: pb.RefuseCode_REFUSE_CODE_NOT_READY, Reason: "the owner has not called Ready yet",
 			Who: processToWire(s.self), Since: ago(s.since),
+		}
+	case s.probation != nil:
+		who := s.probation.Predecessor
+		return &pb.Refuse{
+			Code: pb.RefuseCode_REFUSE_CODE_PROBATION,
+			Reason: fmt.Sprintf("the owner is in probation itself, for another %v unless it settles before; then its predecessor retires: %v",
+				max(time.Until(s.probation.Until), 0).Round(time.Millisecond), who),
+			Who: processToWire(who), Since: ago(s.since), Until: durationpb.New(max(time.Until(s.probation.Until), 0)),
 		}
 	case !s.settled:
 		return &pb.Refuse{

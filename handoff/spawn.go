@@ -88,7 +88,7 @@ func (p *predecessor) spawned(pid int, exited <-chan struct{}) {
 		err = protocolError("the started process says Hello as %v", hello.GetRole())
 	}
 	if err == nil {
-		who := candidateFromWire(hello, nil)
+		who := s.candidate(hello, nil)
 		who.Generation = p.generation
 		s.mu.Lock()
 		p.who = who

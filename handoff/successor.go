@@ -20,6 +20,8 @@ const (
 	stepInit         = "the call of Ready"
 	stepCommit       = "Commit"
 	stepRetired      = "Retired"
+	stepYield        = "giving the service back"
+	stepResumed      = "Resumed"
 )
 
 // Receiver is what the successor's machine needs of the process that takes
@@ -34,8 +36,18 @@ type Receiver interface {
 	// Inherit is called when the predecessor has died after Received: this
 	// process is the heir and serves the control socket.
 	Inherit(generation uint64)
-	// Own is called when this process owns: from here on it accepts.
-	Own(generation uint64)
+	// Own is called when this process owns: from here on it accepts. It is
+	// called again if the predecessor dies while it was to take the service
+	// back. probation is nil if there is none, or no more.
+	Own(generation uint64, probation *Probation)
+	// Settling is called when this process has decided to stay, and the
+	// predecessor is asked to retire.
+	Settling()
+	// Yield is called when this process rolls back: it lets go of exclusive
+	// resources, pauses what two processes must not read at once, and owns no
+	// longer when it returns. What may be accepted by both it goes on
+	// accepting. An error has undone all of it: then it owns still.
+	Yield(ctx context.Context) error
 	// Settled is called when the predecessor cannot come back.
 	Settled()
 	// Gone is called when the predecessor has closed its end: it has exited.
@@ -50,6 +62,11 @@ type SuccessorConfig struct {
 	Process  Process // who wants to take over; without a generation
 	Force    bool    // from an owner of a higher epoch, too
 	Receiver Receiver
+	// Probation is what this process asks for; nil: what the predecessor gives
+	// to one that does not ask. AtProbationEnd is what it answers when it is
+	// over.
+	Probation      *time.Duration
+	AtProbationEnd ProbationEnd
 	// Patience is how long a silent owner is waited for, at each step up to
 	// Received.
 	Patience time.Duration
@@ -68,15 +85,24 @@ type Taking struct {
 	predecessor Process
 	generation  uint64
 	commitLimit time.Duration
+	granted     time.Duration // the probation
+	atEnd       ProbationEnd
 	nextPage    uint32
 	offered     int  // descriptors that have come so far
 	removed     int  // of those
 	gone        bool // Gone was called
 
-	call *readyCall // of the machine's goroutine, as is owns
-	owns bool
-	done chan struct{}
-	err  error // valid when done is closed
+	// Of the machine's goroutine.
+	call     *readyCall
+	owns     bool
+	owned    bool      // it has owned: there is nothing left to abort
+	answered bool      // it has decided to stay or to give the service back
+	yielding *rollback // the one that goes on, or nil
+	broken   bool      // nothing can be told to the predecessor any more
+
+	settled chan struct{} // closed when the predecessor cannot come back
+	done    chan struct{} // closed when the machine has ended
+	err     error         // valid when done is closed
 }
 
 // readyCall is one call of Ready on its way through the machine.
@@ -86,8 +112,25 @@ type readyCall struct {
 	result    chan error // has room for the one result
 }
 
-// errReady is the command of Ready.
-var errReady = errors.New("the program has called Ready")
+// rollback is the decision to give the service back, on its way.
+type rollback struct {
+	reason  string
+	results []chan error // of the calls that wait for it, each with room for one
+}
+
+// end tells the result to who waits for it.
+func (r *rollback) end(err error) {
+	for _, result := range r.results {
+		result <- err
+	}
+}
+
+var (
+	// errReady is the command of Ready.
+	errReady = errors.New("the program has called Ready")
+	// errRollback is the command of Rollback.
+	errRollback = errors.New("the program has called Rollback")
+)
 
 // Connect takes ownership of conn, says Hello on it and takes the offer in. It
 // returns after Received; the attempt then waits for [Taking.Ready].
@@ -103,7 +146,8 @@ func Connect(ctx context.Context, conn *scm.Conn, cfg *SuccessorConfig) (*Taking
 func connect(ctx context.Context, conn frames, cfg *SuccessorConfig) (*Taking, error) {
 	t := &Taking{
 		link: newLink(conn, scm.MaxDescriptors), receiver: cfg.Receiver, log: cfg.Log,
-		done: make(chan struct{}),
+		atEnd:   cfg.AtProbationEnd,
+		settled: make(chan struct{}), done: make(chan struct{}),
 	}
 	step, err := t.begin(ctx, cfg)
 	if err == nil {
@@ -125,6 +169,10 @@ func (t *Taking) begin(ctx context.Context, cfg *SuccessorConfig) (string, error
 	hello := &pb.Hello{
 		Versions: []uint32{Version}, Role: pb.Role_ROLE_SUCCESSOR,
 		Process: processToWire(cfg.Process), Force: cfg.Force,
+		AtProbationEnd: probationEndToWire(cfg.AtProbationEnd),
+	}
+	if cfg.Probation != nil {
+		hello.Probation = durationpb.New(*cfg.Probation)
 	}
 	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Hello{Hello: hello}})
 	m, fds, err := t.patiently(ctx, stepWelcome, cfg.Patience)
@@ -163,10 +211,13 @@ func (t *Taking) welcome(w *pb.Welcome) error {
 		return protocolError("Welcome announces %d descriptors, the limit is %d", w.GetTotal(), MaxDescriptors)
 	case w.GetCommitTimeout().AsDuration() <= 0:
 		return protocolError("Welcome gives no commit timeout")
+	case w.GetProbation().AsDuration() < 0:
+		return protocolError("Welcome grants a probation of %v", w.GetProbation().AsDuration())
 	}
 	t.predecessor = processFromWire(w.GetPredecessor())
 	t.generation = w.GetGeneration()
 	t.commitLimit = w.GetCommitTimeout().AsDuration()
+	t.granted = w.GetProbation().AsDuration()
 	return nil
 }
 
@@ -279,6 +330,9 @@ func refusedFromWire(w *pb.Refuse) *RefusedError {
 		who := processFromWire(w.GetWho())
 		e.Who, e.Since = &who, before(w.GetSince())
 	}
+	if w.GetUntil() != nil {
+		e.Until = time.Now().Add(w.GetUntil().AsDuration())
+	}
 	return e
 }
 
@@ -328,11 +382,11 @@ func (t *Taking) Ready(ctx context.Context, unclaimed []Descriptor) error {
 }
 
 // Abort gives a candidate's attempt up because of err, and returns when Fail of
-// the receiver has been called. Once this process owns it does nothing.
+// the receiver has been called. Once this process has owned it does nothing.
 func (t *Taking) Abort(err error) {
 	ignored := make(chan struct{})
 	t.link.post(func() error {
-		if t.owns {
+		if t.owned {
 			close(ignored)
 			return nil
 		}
@@ -419,10 +473,7 @@ func (t *Taking) takeOver() (string, error) {
 				return stepManifestPage, err
 			}
 		case m.GetCommit() != nil && final:
-			t.owns = true
-			t.receiver.Own(t.generation)
-			t.send(&pb.ClientMessage{Message: &pb.ClientMessage_CommitAck{CommitAck: &pb.CommitAck{Settle: true}}})
-			t.call.result <- nil
+			t.acknowledge()
 			return "", nil
 		default:
 			closeAll(fds)
@@ -431,10 +482,24 @@ func (t *Taking) takeOver() (string, error) {
 	}
 }
 
+// acknowledge is the answer to Commit. Without a probation it is at the same time
+// the decision to stay.
+func (t *Taking) acknowledge() {
+	t.owns, t.owned = true, true
+	t.answered = t.granted == 0
+	var probation *Probation
+	if !t.answered {
+		probation = &Probation{Predecessor: t.predecessor, Until: time.Now().Add(t.granted), AtEnd: t.atEnd}
+	}
+	t.receiver.Own(t.generation, probation)
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_CommitAck{CommitAck: &pb.CommitAck{Settle: t.answered}}})
+	t.call.result <- nil
+}
+
 // own is the adoption: nobody else can own.
 func (t *Taking) own() {
-	t.owns = true
-	t.receiver.Own(t.generation)
+	t.owns, t.owned = true, true
+	t.receiver.Own(t.generation, nil)
 	t.call.result <- nil
 }
 
@@ -464,45 +529,252 @@ func (t *Taking) finalPage(p *pb.ManifestPage, fds []*scm.FD) error {
 	return nil
 }
 
-// ownership lasts until the predecessor has gone.
+// ownership lasts until the predecessor has gone, or owns again.
 func (t *Taking) ownership() {
-	overdue := time.AfterFunc(t.commitLimit, func() {
+	overdue := t.warnUnsettled()
+	defer overdue.Stop()
+	for {
+		m, fds, err := t.next(context.Background())
+		closeAll(fds)
+		if err == nil && m.GetProbationOver() != nil {
+			err = t.probationOver()
+			if err == nil {
+				continue
+			}
+		}
+		switch {
+		case errors.Is(err, errRollback):
+			if t.giveBack() {
+				return
+			}
+			if !isClosed(t.settled) {
+				continue
+			}
+		case errors.Is(err, errStop):
+			return
+		case err == nil && m.GetRetired() != nil && t.answered:
+			overdue.Stop()
+			t.settle()
+			continue
+		case err == nil && m.GetDraining() != nil:
+			continue // for a display
+		case !lost(err):
+			if err == nil {
+				err = unexpected(m, stepRetired)
+			}
+			if errors.Is(t.listen(err), errStop) {
+				return
+			}
+		}
+		overdue.Stop()
+		t.link.close()
+		t.settle()
+		t.tellGone()
+		return
+	}
+}
+
+// warnUnsettled logs that the predecessor takes long to retire.
+func (t *Taking) warnUnsettled() *time.Timer {
+	return time.AfterFunc(t.granted+t.commitLimit, func() {
 		t.log.Warn("the predecessor has not retired yet: this process serves, and hands over to nobody before that", "predecessor", t.predecessor)
 	})
-	settled := false
-	settle := func() {
-		overdue.Stop()
-		if !settled {
-			settled = true
-			t.receiver.Settled()
-		}
+}
+
+// listen waits for the end of a predecessor that has broken the protocol. Nothing
+// that it says counts any more, nor can anything be told to it.
+func (t *Taking) listen(err error) error {
+	t.log.Error("the predecessor broke the protocol: waiting for its end", "predecessor", t.predecessor, "err", err)
+	t.broken = true
+	return t.link.deaf()
+}
+
+// settle tells that the predecessor cannot come back, once.
+func (t *Taking) settle() {
+	if !isClosed(t.settled) {
+		close(t.settled)
+		t.receiver.Settled()
 	}
+}
+
+// probationOver answers the predecessor's question, unless it was answered
+// before. errRollback is the answer to give the service back.
+func (t *Taking) probationOver() error {
+	switch {
+	case t.answered:
+		return nil
+	case t.atEnd == RollbackAtEnd:
+		t.yielding = &rollback{reason: "the probation is over, and nobody has settled it"}
+		return errRollback
+	default:
+		t.stay()
+		return nil
+	}
+}
+
+// stay is the decision to keep the service.
+func (t *Taking) stay() {
+	t.answered = true
+	t.receiver.Settling()
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Settle{Settle: &pb.Settle{}}})
+}
+
+// beginRollback begins a rollback for a call, or joins it to the one that goes
+// on, unless it is too late.
+func (t *Taking) beginRollback(reason string, result chan error) error {
+	switch {
+	case t.yielding != nil:
+		t.yielding.results = append(t.yielding.results, result)
+	case !t.owns:
+		result <- ErrNotReady
+	case t.answered || isClosed(t.settled):
+		result <- ErrSettled
+	case t.broken:
+		result <- protocolError("the connection to the predecessor is broken: nothing can be given back")
+	default:
+		t.yielding = &rollback{reason: reason, results: []chan error{result}}
+		return errRollback
+	}
+	return nil
+}
+
+// giveBack is the rollback. It reports whether this process's part has ended;
+// otherwise it owns, because it could not let go or because the predecessor has
+// died, and is settled in that case.
+func (t *Taking) giveBack() (over bool) {
+	r := t.yielding
+	defer func() { t.yielding = nil }()
+	ctx, cancel := context.WithTimeoutCause(context.Background(), t.commitLimit, &TimeoutError{For: stepYield, Limit: t.commitLimit})
+	err := t.receiver.Yield(ctx)
+	cancel()
+	if err != nil {
+		t.log.Error("this process cannot give the service back, and keeps it", "predecessor", t.predecessor, "err", err)
+		r.end(&Error{Side: Successor, Step: stepYield, Err: fmt.Errorf("%w: %w", ErrHook, err)})
+		return false
+	}
+	t.answered, t.owns = true, false
+	t.log.Warn("rolling back: the predecessor is to take the service again", "predecessor", t.predecessor, "reason", r.reason)
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Rollback{Rollback: &pb.Rollback{Reason: oneLine(r.reason)}}})
+	err = t.awaitResumed()
+	switch {
+	case err == nil:
+		t.link.close()
+		t.err = &Error{Side: Successor, Step: stepYield, Err: &gaveBackError{r.reason}}
+		t.receiver.Fail(t.err)
+		r.end(nil)
+		return true
+	case errors.Is(err, errStop): // the end of this side makes the predecessor resume
+		t.err = &Error{Side: Successor, Step: stepResumed, Err: err}
+		return true
+	default:
+		t.log.Warn("the predecessor has died before it could take the service again: this process owns it", "predecessor", t.predecessor)
+		t.owns = true
+		t.receiver.Own(t.generation, nil)
+		t.settle()
+		r.end(&Error{Side: Successor, Step: stepResumed, Err: err})
+		return false
+	}
+}
+
+// awaitResumed waits until the predecessor owns again, however long that takes
+// (I10). An error is errStop, or says that it never will.
+func (t *Taking) awaitResumed() error {
+	overdue := time.AfterFunc(t.commitLimit, func() {
+		t.log.Warn("the predecessor has not resumed yet: accepting for it until it does or ends", "predecessor", t.predecessor)
+	})
 	defer overdue.Stop()
 	for {
 		m, fds, err := t.next(context.Background())
 		closeAll(fds)
 		switch {
-		case errors.Is(err, errStop):
-			return
-		case err == nil && m.GetRetired() != nil:
-			settle()
-			continue
+		case err == nil && m.GetResumed() != nil:
+			return nil
 		case err == nil && (m.GetProbationOver() != nil || m.GetDraining() != nil):
-			continue // asked and answered by CommitAck; or for a display
-		case !lost(err):
-			if err == nil {
-				err = unexpected(m, stepRetired)
-			}
-			t.log.Error("the predecessor broke the protocol: waiting for its end", "predecessor", t.predecessor, "err", err)
-			if errors.Is(t.link.deaf(), errStop) {
-				return
-			}
+			continue // it had not read Rollback yet
+		case errors.Is(err, errStop), lost(err):
+			return err
+		case err == nil:
+			err = unexpected(m, stepResumed)
 		}
-		t.link.close()
-		settle()
-		t.tellGone()
-		return
+		if stop := t.listen(err); stop != nil {
+			return stop
+		}
+		return err
 	}
+}
+
+// gaveBackError is how a successor's part ends that has rolled back.
+type gaveBackError struct{ reason string }
+
+func (e *gaveBackError) Error() string { return "rolled back: " + e.reason }
+
+func (e *gaveBackError) Is(target error) bool { return target == ErrRolledBack }
+
+// Settle decides to stay and returns nil once the predecessor cannot come back,
+// which is at once if it was decided before. Errors: ErrNotReady before this
+// process owns; ErrRolledBack if it has given the service back, or is about to;
+// the cause of ctx, after whose end the predecessor may still retire.
+func (t *Taking) Settle(ctx context.Context) error {
+	refused := make(chan error, 1) // room, for nobody may read it
+	t.link.post(func() error {
+		switch {
+		case t.owns && !t.answered && !t.broken:
+			t.stay()
+		case t.yielding != nil:
+			refused <- ErrRolledBack
+		case !t.owns:
+			refused <- ErrNotReady
+		}
+		return nil
+	})
+	select {
+	case <-t.settled:
+		return nil
+	case err := <-refused:
+		return err
+	case <-t.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if isClosed(t.settled) || t.err == nil { // both had happened
+		return nil
+	}
+	return t.err
+}
+
+// Rollback gives the service back to the predecessor and returns nil once that
+// one owns again and Fail of the receiver was called. Errors: ErrNotReady before
+// this process owns; ErrSettled if it is too late; ErrHook if Yield has failed,
+// after which this process owns as before; ErrLost if the predecessor has died
+// meanwhile, after which it owns, settled; the cause of ctx, after whose end the
+// rollback goes on.
+func (t *Taking) Rollback(ctx context.Context, reason string) error {
+	result := make(chan error, 1) // room, for nobody may read it
+	if !t.link.post(func() error { return t.beginRollback(reason, result) }) {
+		return t.ended()
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-t.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case err := <-result: // both were there
+		return err
+	default:
+		return t.ended()
+	}
+}
+
+// ended says why a machine that has ended, or is about to, takes no rollback.
+func (t *Taking) ended() error {
+	<-t.done
+	if t.err != nil {
+		return t.err
+	}
+	return ErrSettled
 }
 
 // tellGone calls Gone, once.

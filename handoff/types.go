@@ -127,12 +127,46 @@ func (p Process) LogValue() slog.Value {
 	)
 }
 
+// ProbationEnd is what an owner answers when its probation is over and nobody
+// has decided before.
+type ProbationEnd uint8
+
+// The answers.
+const (
+	SettleAtEnd   ProbationEnd = iota // it stays
+	RollbackAtEnd                     // it gives the service back
+)
+
+// String returns the answer as CROSSFADE_AT_PROBATION_END spells it.
+func (e ProbationEnd) String() string {
+	switch e {
+	case SettleAtEnd:
+		return "settle"
+	case RollbackAtEnd:
+		return "rollback"
+	default:
+		return "probation end " + strconv.Itoa(int(e))
+	}
+}
+
+// Probation is the time in which an owner can still give the service back, and
+// loses it by dying.
+type Probation struct {
+	Predecessor Process      // who stands by
+	Until       time.Time    // when the owner will be asked to decide
+	AtEnd       ProbationEnd // what it will answer then
+}
+
 // Candidate is a process that asks to take over, as policies see it.
 type Candidate struct {
 	Process
-	Force    bool      // it takes over even from an owner of a higher epoch
-	Features []string  // the optional features that it offers
-	Peer     *scm.Peer // its kernel credentials; nil for a process that Upgrade started
+	Force bool // it takes over even from an owner of a higher epoch
+	// Probation is how long it will be on probation, and AtProbationEnd what
+	// it says that it will answer then.
+	Probation      time.Duration
+	AtProbationEnd ProbationEnd
+	Features       []string  // the optional features that it offers
+	Peer           *scm.Peer // its kernel credentials; nil for a process that Upgrade started
 }
 
 // Control is where the control socket is. It travels with the socket, because
@@ -210,11 +244,12 @@ type DescriptorStatus struct {
 type Status struct {
 	Process     Process
 	State       State
-	Since       time.Time // when it came into that state
-	Ready       bool      // whether it has called Ready
-	Attempt     *Attempt  // the handoff under way, or nil
-	LastFailure *Failure  // the last attempt that failed, or nil
-	Warnings    []string  // trouble that a person should know of
+	Since       time.Time  // when it came into that state
+	Ready       bool       // whether it has called Ready
+	Attempt     *Attempt   // the handoff under way, or nil
+	Probation   *Probation // this process's own as an owner, nil once it is settled
+	LastFailure *Failure   // the last attempt that failed, or nil
+	Warnings    []string   // trouble that a person should know of
 	Descriptors []DescriptorStatus
 }
 

@@ -67,6 +67,21 @@ func printable(s string) string {
 	return string(out)
 }
 
+func probationEndToWire(e ProbationEnd) pb.ProbationEnd {
+	if e == RollbackAtEnd {
+		return pb.ProbationEnd_PROBATION_END_ROLLBACK
+	}
+	return pb.ProbationEnd_PROBATION_END_SETTLE
+}
+
+// probationEndFromWire takes what it does not know for the default.
+func probationEndFromWire(e pb.ProbationEnd) ProbationEnd {
+	if e == pb.ProbationEnd_PROBATION_END_ROLLBACK {
+		return RollbackAtEnd
+	}
+	return SettleAtEnd
+}
+
 func controlToWire(c *Control) *pb.Control {
 	if c == nil {
 		return nil
@@ -193,6 +208,11 @@ func statusToWire(s *Status) *pb.StatusReply {
 			w.Attempt.Remaining = durationpb.New(time.Until(a.Deadline))
 		}
 	}
+	if p := s.Probation; p != nil {
+		w.Probation = &pb.Probation{
+			Predecessor: processToWire(p.Predecessor), Remaining: durationpb.New(time.Until(p.Until)), AtEnd: probationEndToWire(p.AtEnd),
+		}
+	}
 	if f := s.LastFailure; f != nil {
 		w.LastFailure = &pb.Failure{Successor: processToWire(f.Successor), Step: f.Step, Reason: oneLine(f.Reason), Ago: ago(f.At)}
 	}
@@ -235,6 +255,12 @@ func (s *Status) addPage(w *pb.StatusReply) {
 			}
 			if a.GetRemaining() != nil {
 				s.Attempt.Deadline = time.Now().Add(a.GetRemaining().AsDuration())
+			}
+		}
+		if p := w.GetProbation(); p != nil {
+			s.Probation = &Probation{
+				Predecessor: processFromWire(p.GetPredecessor()), Until: time.Now().Add(p.GetRemaining().AsDuration()),
+				AtEnd: probationEndFromWire(p.GetAtEnd()),
 			}
 		}
 		if f := w.GetLastFailure(); f != nil {

@@ -3745,7 +3745,9 @@ type StatusReply struct {
 	// Trouble that a person should know of, a sentence each.
 	Warnings []string `protobuf:"bytes,9,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// The descriptors that a successor would get.
-	Descriptors   []*DescriptorStatus `protobuf:"bytes,10,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
+	Descriptors []*DescriptorStatus `protobuf:"bytes,10,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
+	// The probation of the one who answers, while it can still roll back.
+	Probation     *Probation `protobuf:"bytes,11,opt,name=probation,proto3" json:"probation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3850,6 +3852,77 @@ func (x *StatusReply) GetDescriptors() []*DescriptorStatus {
 	return nil
 }
 
+func (x *StatusReply) GetProbation() *Probation {
+	if x != nil {
+		return x.Probation
+	}
+	return nil
+}
+
+// Probation is the time in which an owner can still give the service back.
+type Probation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who stands by.
+	Predecessor *Process `protobuf:"bytes,1,opt,name=predecessor,proto3" json:"predecessor,omitempty"`
+	// How long until the owner is asked to decide; negative: it was.
+	Remaining *durationpb.Duration `protobuf:"bytes,2,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// What it will answer then.
+	AtEnd         ProbationEnd `protobuf:"varint,3,opt,name=at_end,json=atEnd,proto3,enum=crossfade.handoff.v1.ProbationEnd" json:"at_end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probation) Reset() {
+	*x = Probation{}
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probation) ProtoMessage() {}
+
+func (x *Probation) ProtoReflect() protoreflect.Message {
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probation.ProtoReflect.Descriptor instead.
+func (*Probation) Descriptor() ([]byte, []int) {
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Probation) GetPredecessor() *Process {
+	if x != nil {
+		return x.Predecessor
+	}
+	return nil
+}
+
+func (x *Probation) GetRemaining() *durationpb.Duration {
+	if x != nil {
+		return x.Remaining
+	}
+	return nil
+}
+
+func (x *Probation) GetAtEnd() ProbationEnd {
+	if x != nil {
+		return x.AtEnd
+	}
+	return ProbationEnd_PROBATION_END_UNSPECIFIED
+}
+
 // Attempt is a handoff that has not ended.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3869,7 +3942,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3881,7 +3954,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3894,7 +3967,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{41}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Attempt) GetSuccessor() *Process {
@@ -3949,7 +4022,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3961,7 +4034,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3974,7 +4047,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{42}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Failure) GetSuccessor() *Process {
@@ -4024,7 +4097,7 @@ type DescriptorStatus struct {
 
 func (x *DescriptorStatus) Reset() {
 	*x = DescriptorStatus{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4036,7 +4109,7 @@ func (x *DescriptorStatus) String() string {
 func (*DescriptorStatus) ProtoMessage() {}
 
 func (x *DescriptorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4049,7 +4122,7 @@ func (x *DescriptorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescriptorStatus.ProtoReflect.Descriptor instead.
 func (*DescriptorStatus) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{43}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DescriptorStatus) GetName() string {
@@ -4104,7 +4177,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4116,7 +4189,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4129,7 +4202,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{44}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Event) GetProcess() *Process {
@@ -4177,7 +4250,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4189,7 +4262,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4202,7 +4275,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{45}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Outcome) GetOk() bool {
@@ -4246,7 +4319,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4258,7 +4331,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4271,7 +4344,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{46}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Error) GetCode() ErrorCode {
@@ -4486,7 +4559,7 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\aoutcome\x18\x03 \x01(\v2\x1d.crossfade.handoff.v1.OutcomeH\x00R\aoutcome\x123\n" +
 	"\x05error\x18\x04 \x01(\v2\x1b.crossfade.handoff.v1.ErrorH\x00R\x05errorB\n" +
 	"\n" +
-	"\bresponse\"\xf3\x03\n" +
+	"\bresponse\"\xb2\x04\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\bR\x04last\x127\n" +
 	"\aprocess\x18\x02 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\aprocess\x121\n" +
@@ -4498,7 +4571,12 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\bdraining\x18\b \x03(\v2 .crossfade.handoff.v1.GenerationR\bdraining\x12\x1a\n" +
 	"\bwarnings\x18\t \x03(\tR\bwarnings\x12H\n" +
 	"\vdescriptors\x18\n" +
-	" \x03(\v2&.crossfade.handoff.v1.DescriptorStatusR\vdescriptors\"\xdc\x01\n" +
+	" \x03(\v2&.crossfade.handoff.v1.DescriptorStatusR\vdescriptors\x12=\n" +
+	"\tprobation\x18\v \x01(\v2\x1f.crossfade.handoff.v1.ProbationR\tprobation\"\xc0\x01\n" +
+	"\tProbation\x12?\n" +
+	"\vpredecessor\x18\x01 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\vpredecessor\x127\n" +
+	"\tremaining\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tremaining\x129\n" +
+	"\x06at_end\x18\x03 \x01(\x0e2\".crossfade.handoff.v1.ProbationEndR\x05atEnd\"\xdc\x01\n" +
 	"\aAttempt\x12;\n" +
 	"\tsuccessor\x18\x01 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\tsuccessor\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x16\n" +
@@ -4624,7 +4702,7 @@ func file_crossfade_handoff_v1_handoff_proto_rawDescGZIP() []byte {
 }
 
 var file_crossfade_handoff_v1_handoff_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_crossfade_handoff_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_crossfade_handoff_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_crossfade_handoff_v1_handoff_proto_goTypes = []any{
 	(Role)(0),                   // 0: crossfade.handoff.v1.Role
 	(ProbationEnd)(0),           // 1: crossfade.handoff.v1.ProbationEnd
@@ -4677,13 +4755,14 @@ var file_crossfade_handoff_v1_handoff_proto_goTypes = []any{
 	(*StopRequest)(nil),         // 48: crossfade.handoff.v1.StopRequest
 	(*ControlResponse)(nil),     // 49: crossfade.handoff.v1.ControlResponse
 	(*StatusReply)(nil),         // 50: crossfade.handoff.v1.StatusReply
-	(*Attempt)(nil),             // 51: crossfade.handoff.v1.Attempt
-	(*Failure)(nil),             // 52: crossfade.handoff.v1.Failure
-	(*DescriptorStatus)(nil),    // 53: crossfade.handoff.v1.DescriptorStatus
-	(*Event)(nil),               // 54: crossfade.handoff.v1.Event
-	(*Outcome)(nil),             // 55: crossfade.handoff.v1.Outcome
-	(*Error)(nil),               // 56: crossfade.handoff.v1.Error
-	(*durationpb.Duration)(nil), // 57: google.protobuf.Duration
+	(*Probation)(nil),           // 51: crossfade.handoff.v1.Probation
+	(*Attempt)(nil),             // 52: crossfade.handoff.v1.Attempt
+	(*Failure)(nil),             // 53: crossfade.handoff.v1.Failure
+	(*DescriptorStatus)(nil),    // 54: crossfade.handoff.v1.DescriptorStatus
+	(*Event)(nil),               // 55: crossfade.handoff.v1.Event
+	(*Outcome)(nil),             // 56: crossfade.handoff.v1.Outcome
+	(*Error)(nil),               // 57: crossfade.handoff.v1.Error
+	(*durationpb.Duration)(nil), // 58: google.protobuf.Duration
 }
 var file_crossfade_handoff_v1_handoff_proto_depIdxs = []int32{
 	13, // 0: crossfade.handoff.v1.ClientMessage.hello:type_name -> crossfade.handoff.v1.Hello
@@ -4713,17 +4792,17 @@ var file_crossfade_handoff_v1_handoff_proto_depIdxs = []int32{
 	49, // 24: crossfade.handoff.v1.ServerMessage.control:type_name -> crossfade.handoff.v1.ControlResponse
 	0,  // 25: crossfade.handoff.v1.Hello.role:type_name -> crossfade.handoff.v1.Role
 	12, // 26: crossfade.handoff.v1.Hello.process:type_name -> crossfade.handoff.v1.Process
-	57, // 27: crossfade.handoff.v1.Hello.probation:type_name -> google.protobuf.Duration
+	58, // 27: crossfade.handoff.v1.Hello.probation:type_name -> google.protobuf.Duration
 	1,  // 28: crossfade.handoff.v1.Hello.at_probation_end:type_name -> crossfade.handoff.v1.ProbationEnd
 	12, // 29: crossfade.handoff.v1.Welcome.predecessor:type_name -> crossfade.handoff.v1.Process
-	57, // 30: crossfade.handoff.v1.Welcome.ready_timeout:type_name -> google.protobuf.Duration
-	57, // 31: crossfade.handoff.v1.Welcome.max_ready_timeout:type_name -> google.protobuf.Duration
-	57, // 32: crossfade.handoff.v1.Welcome.commit_timeout:type_name -> google.protobuf.Duration
-	57, // 33: crossfade.handoff.v1.Welcome.probation:type_name -> google.protobuf.Duration
+	58, // 30: crossfade.handoff.v1.Welcome.ready_timeout:type_name -> google.protobuf.Duration
+	58, // 31: crossfade.handoff.v1.Welcome.max_ready_timeout:type_name -> google.protobuf.Duration
+	58, // 32: crossfade.handoff.v1.Welcome.commit_timeout:type_name -> google.protobuf.Duration
+	58, // 33: crossfade.handoff.v1.Welcome.probation:type_name -> google.protobuf.Duration
 	2,  // 34: crossfade.handoff.v1.Refuse.code:type_name -> crossfade.handoff.v1.RefuseCode
 	12, // 35: crossfade.handoff.v1.Refuse.who:type_name -> crossfade.handoff.v1.Process
-	57, // 36: crossfade.handoff.v1.Refuse.since:type_name -> google.protobuf.Duration
-	57, // 37: crossfade.handoff.v1.Refuse.until:type_name -> google.protobuf.Duration
+	58, // 36: crossfade.handoff.v1.Refuse.since:type_name -> google.protobuf.Duration
+	58, // 37: crossfade.handoff.v1.Refuse.until:type_name -> google.protobuf.Duration
 	19, // 38: crossfade.handoff.v1.ManifestPage.descriptors:type_name -> crossfade.handoff.v1.Descriptor
 	18, // 39: crossfade.handoff.v1.ManifestPage.control:type_name -> crossfade.handoff.v1.Control
 	3,  // 40: crossfade.handoff.v1.Descriptor.kind:type_name -> crossfade.handoff.v1.Kind
@@ -4732,14 +4811,14 @@ var file_crossfade_handoff_v1_handoff_proto_depIdxs = []int32{
 	39, // 43: crossfade.handoff.v1.Descriptor.alive:type_name -> crossfade.handoff.v1.Generation
 	5,  // 44: crossfade.handoff.v1.Descriptor.state_moment:type_name -> crossfade.handoff.v1.StateMoment
 	4,  // 45: crossfade.handoff.v1.Identity.type:type_name -> crossfade.handoff.v1.FileType
-	57, // 46: crossfade.handoff.v1.Progress.extend:type_name -> google.protobuf.Duration
+	58, // 46: crossfade.handoff.v1.Progress.extend:type_name -> google.protobuf.Duration
 	6,  // 47: crossfade.handoff.v1.Abort.code:type_name -> crossfade.handoff.v1.AbortCode
 	20, // 48: crossfade.handoff.v1.Connection.identity:type_name -> crossfade.handoff.v1.Identity
-	57, // 49: crossfade.handoff.v1.Draining.remaining:type_name -> google.protobuf.Duration
+	58, // 49: crossfade.handoff.v1.Draining.remaining:type_name -> google.protobuf.Duration
 	12, // 50: crossfade.handoff.v1.Generation.process:type_name -> crossfade.handoff.v1.Process
 	7,  // 51: crossfade.handoff.v1.Generation.state:type_name -> crossfade.handoff.v1.State
-	57, // 52: crossfade.handoff.v1.Generation.since:type_name -> google.protobuf.Duration
-	57, // 53: crossfade.handoff.v1.Generation.remaining:type_name -> google.protobuf.Duration
+	58, // 52: crossfade.handoff.v1.Generation.since:type_name -> google.protobuf.Duration
+	58, // 53: crossfade.handoff.v1.Generation.remaining:type_name -> google.protobuf.Duration
 	41, // 54: crossfade.handoff.v1.ControlRequest.status:type_name -> crossfade.handoff.v1.StatusRequest
 	42, // 55: crossfade.handoff.v1.ControlRequest.watch:type_name -> crossfade.handoff.v1.WatchRequest
 	43, // 56: crossfade.handoff.v1.ControlRequest.upgrade:type_name -> crossfade.handoff.v1.UpgradeRequest
@@ -4748,36 +4827,40 @@ var file_crossfade_handoff_v1_handoff_proto_depIdxs = []int32{
 	46, // 59: crossfade.handoff.v1.ControlRequest.rollback:type_name -> crossfade.handoff.v1.RollbackRequest
 	47, // 60: crossfade.handoff.v1.ControlRequest.end_drain:type_name -> crossfade.handoff.v1.EndDrainRequest
 	48, // 61: crossfade.handoff.v1.ControlRequest.stop:type_name -> crossfade.handoff.v1.StopRequest
-	57, // 62: crossfade.handoff.v1.UpgradeRequest.timeout:type_name -> google.protobuf.Duration
+	58, // 62: crossfade.handoff.v1.UpgradeRequest.timeout:type_name -> google.protobuf.Duration
 	50, // 63: crossfade.handoff.v1.ControlResponse.status:type_name -> crossfade.handoff.v1.StatusReply
-	54, // 64: crossfade.handoff.v1.ControlResponse.event:type_name -> crossfade.handoff.v1.Event
-	55, // 65: crossfade.handoff.v1.ControlResponse.outcome:type_name -> crossfade.handoff.v1.Outcome
-	56, // 66: crossfade.handoff.v1.ControlResponse.error:type_name -> crossfade.handoff.v1.Error
+	55, // 64: crossfade.handoff.v1.ControlResponse.event:type_name -> crossfade.handoff.v1.Event
+	56, // 65: crossfade.handoff.v1.ControlResponse.outcome:type_name -> crossfade.handoff.v1.Outcome
+	57, // 66: crossfade.handoff.v1.ControlResponse.error:type_name -> crossfade.handoff.v1.Error
 	12, // 67: crossfade.handoff.v1.StatusReply.process:type_name -> crossfade.handoff.v1.Process
 	7,  // 68: crossfade.handoff.v1.StatusReply.state:type_name -> crossfade.handoff.v1.State
-	57, // 69: crossfade.handoff.v1.StatusReply.since:type_name -> google.protobuf.Duration
-	51, // 70: crossfade.handoff.v1.StatusReply.attempt:type_name -> crossfade.handoff.v1.Attempt
-	52, // 71: crossfade.handoff.v1.StatusReply.last_failure:type_name -> crossfade.handoff.v1.Failure
+	58, // 69: crossfade.handoff.v1.StatusReply.since:type_name -> google.protobuf.Duration
+	52, // 70: crossfade.handoff.v1.StatusReply.attempt:type_name -> crossfade.handoff.v1.Attempt
+	53, // 71: crossfade.handoff.v1.StatusReply.last_failure:type_name -> crossfade.handoff.v1.Failure
 	39, // 72: crossfade.handoff.v1.StatusReply.draining:type_name -> crossfade.handoff.v1.Generation
-	53, // 73: crossfade.handoff.v1.StatusReply.descriptors:type_name -> crossfade.handoff.v1.DescriptorStatus
-	12, // 74: crossfade.handoff.v1.Attempt.successor:type_name -> crossfade.handoff.v1.Process
-	57, // 75: crossfade.handoff.v1.Attempt.since:type_name -> google.protobuf.Duration
-	57, // 76: crossfade.handoff.v1.Attempt.remaining:type_name -> google.protobuf.Duration
-	12, // 77: crossfade.handoff.v1.Failure.successor:type_name -> crossfade.handoff.v1.Process
-	57, // 78: crossfade.handoff.v1.Failure.ago:type_name -> google.protobuf.Duration
-	3,  // 79: crossfade.handoff.v1.DescriptorStatus.kind:type_name -> crossfade.handoff.v1.Kind
-	8,  // 80: crossfade.handoff.v1.DescriptorStatus.origin:type_name -> crossfade.handoff.v1.Origin
-	12, // 81: crossfade.handoff.v1.Event.process:type_name -> crossfade.handoff.v1.Process
-	7,  // 82: crossfade.handoff.v1.Event.state:type_name -> crossfade.handoff.v1.State
-	51, // 83: crossfade.handoff.v1.Event.attempt:type_name -> crossfade.handoff.v1.Attempt
-	12, // 84: crossfade.handoff.v1.Outcome.serving:type_name -> crossfade.handoff.v1.Process
-	7,  // 85: crossfade.handoff.v1.Outcome.state:type_name -> crossfade.handoff.v1.State
-	9,  // 86: crossfade.handoff.v1.Error.code:type_name -> crossfade.handoff.v1.ErrorCode
-	87, // [87:87] is the sub-list for method output_type
-	87, // [87:87] is the sub-list for method input_type
-	87, // [87:87] is the sub-list for extension type_name
-	87, // [87:87] is the sub-list for extension extendee
-	0,  // [0:87] is the sub-list for field type_name
+	54, // 73: crossfade.handoff.v1.StatusReply.descriptors:type_name -> crossfade.handoff.v1.DescriptorStatus
+	51, // 74: crossfade.handoff.v1.StatusReply.probation:type_name -> crossfade.handoff.v1.Probation
+	12, // 75: crossfade.handoff.v1.Probation.predecessor:type_name -> crossfade.handoff.v1.Process
+	58, // 76: crossfade.handoff.v1.Probation.remaining:type_name -> google.protobuf.Duration
+	1,  // 77: crossfade.handoff.v1.Probation.at_end:type_name -> crossfade.handoff.v1.ProbationEnd
+	12, // 78: crossfade.handoff.v1.Attempt.successor:type_name -> crossfade.handoff.v1.Process
+	58, // 79: crossfade.handoff.v1.Attempt.since:type_name -> google.protobuf.Duration
+	58, // 80: crossfade.handoff.v1.Attempt.remaining:type_name -> google.protobuf.Duration
+	12, // 81: crossfade.handoff.v1.Failure.successor:type_name -> crossfade.handoff.v1.Process
+	58, // 82: crossfade.handoff.v1.Failure.ago:type_name -> google.protobuf.Duration
+	3,  // 83: crossfade.handoff.v1.DescriptorStatus.kind:type_name -> crossfade.handoff.v1.Kind
+	8,  // 84: crossfade.handoff.v1.DescriptorStatus.origin:type_name -> crossfade.handoff.v1.Origin
+	12, // 85: crossfade.handoff.v1.Event.process:type_name -> crossfade.handoff.v1.Process
+	7,  // 86: crossfade.handoff.v1.Event.state:type_name -> crossfade.handoff.v1.State
+	52, // 87: crossfade.handoff.v1.Event.attempt:type_name -> crossfade.handoff.v1.Attempt
+	12, // 88: crossfade.handoff.v1.Outcome.serving:type_name -> crossfade.handoff.v1.Process
+	7,  // 89: crossfade.handoff.v1.Outcome.state:type_name -> crossfade.handoff.v1.State
+	9,  // 90: crossfade.handoff.v1.Error.code:type_name -> crossfade.handoff.v1.ErrorCode
+	91, // [91:91] is the sub-list for method output_type
+	91, // [91:91] is the sub-list for method input_type
+	91, // [91:91] is the sub-list for extension type_name
+	91, // [91:91] is the sub-list for extension extendee
+	0,  // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_crossfade_handoff_v1_handoff_proto_init() }
@@ -4836,7 +4919,7 @@ func file_crossfade_handoff_v1_handoff_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_crossfade_handoff_v1_handoff_proto_rawDesc), len(file_crossfade_handoff_v1_handoff_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
