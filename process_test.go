@@ -886,6 +886,7 @@ type service struct {
 	upg  *crossfade.Upgrader
 
 	generation atomic.Uint64
+	exclusive  *exclusive      // nil without one
 	ctx        context.Context // ends when the process is about to exit
 	quit       chan struct{}   // closed by the command "quit"
 	commands   sync.WaitGroup
@@ -1122,6 +1123,10 @@ func (s *service) config() *crossfade.Config {
 	}
 	if spec.Refuse != "" {
 		cfg.AcceptSuccessor = func(context.Context, crossfade.Successor) error { return errors.New(spec.Refuse) }
+	}
+	if spec.Exclusive != "" {
+		s.exclusive = &exclusive{s: s, path: spec.Exclusive}
+		cfg.Suspend, cfg.Resume = s.exclusive.suspend, s.exclusive.resume
 	}
 	if !spec.DefaultCommand {
 		cfg.Command = s.makeCommand

@@ -382,7 +382,10 @@ func (c *candidate) end() {
 // an earlier attempt is in the way.
 func (o *owner) takeOver() {
 	o.t.Helper()
-	c := o.connected()
+	c := newCandidate(o.t)
+	c.cfg.Probation = new(time.Duration)
+	c.connect(o.t.Context(), o)
+	c.mustHaveReceived()
 	c.ready(o.t.Context())
 	c.mustOwn()
 	o.mustBe(handoff.StateDraining)

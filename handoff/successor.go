@@ -551,6 +551,7 @@ func (t *Taking) ownership() {
 				continue
 			}
 		case errors.Is(err, errStop):
+			t.err = &Error{Side: Successor, Step: stepRetired, Err: err}
 			return
 		case err == nil && m.GetRetired() != nil && t.answered:
 			overdue.Stop()
@@ -562,7 +563,8 @@ func (t *Taking) ownership() {
 			if err == nil {
 				err = unexpected(m, stepRetired)
 			}
-			if errors.Is(t.listen(err), errStop) {
+			if stop := t.listen(err); stop != nil {
+				t.err = &Error{Side: Successor, Step: stepRetired, Err: stop}
 				return
 			}
 		}
@@ -632,7 +634,7 @@ func (t *Taking) beginRollback(reason string, result chan error) error {
 	case t.broken:
 		result <- protocolError("the connection to the predecessor is broken: nothing can be given back")
 	default:
-		t.yielding = &rollback{reason: reason, results: []chan error{result}}
+		t.yielding = &rollback{reason: oneLine(reason), results: []chan error{result}}
 		return errRollback
 	}
 	return nil
@@ -654,7 +656,7 @@ func (t *Taking) giveBack() (over bool) {
 	}
 	t.answered, t.owns = true, false
 	t.log.Warn("rolling back: the predecessor is to take the service again", "predecessor", t.predecessor, "reason", r.reason)
-	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Rollback{Rollback: &pb.Rollback{Reason: oneLine(r.reason)}}})
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Rollback{Rollback: &pb.Rollback{Reason: r.reason}}})
 	err = t.awaitResumed()
 	switch {
 	case err == nil:
@@ -695,6 +697,8 @@ func (t *Taking) awaitResumed() error {
 			return err
 		case err == nil:
 			err = unexpected(m, stepResumed)
+		default:
+			err = protocolError("%w, instead of %s", err, stepResumed)
 		}
 		if stop := t.listen(err); stop != nil {
 			return stop
@@ -736,7 +740,7 @@ func (t *Taking) Settle(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if isClosed(t.settled) || t.err == nil { // both had happened
+	if isClosed(t.settled) { // both had happened
 		return nil
 	}
 	return t.err
@@ -771,10 +775,10 @@ func (t *Taking) Rollback(ctx context.Context, reason string) error {
 // ended says why a machine that has ended, or is about to, takes no rollback.
 func (t *Taking) ended() error {
 	<-t.done
-	if t.err != nil {
-		return t.err
+	if isClosed(t.settled) {
+		return ErrSettled
 	}
-	return ErrSettled
+	return t.err
 }
 
 // tellGone calls Gone, once.
