@@ -158,6 +158,11 @@ type Config struct {
 	// successor, and the path of a unix socket stays until Stop. Default: Close
 	// takes it out, and the successor does not get it.
 	KeepClosed bool
+	// OnEvent gets every change of this process's state, and what it is due to,
+	// one at a time and in their order, in a goroutine of its own: it may block
+	// and call any method. What has not been delivered when the process exits is
+	// lost.
+	OnEvent func(event Event)
 	// Logger gets what an operator should know of (default slog.Default).
 	Logger *slog.Logger
 	// Disabled turns handoffs off, for development, tests and systems without

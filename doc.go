@@ -25,6 +25,8 @@
 //   - No old code keeps running after a successful upgrade.
 //   - The successor has a grace period for its initialisation.
 //   - A crash before it is ready is fine: the predecessor never stopped serving.
+//   - A crash after it is ready is fine too, as long as its probation lasts: the
+//     predecessor takes the service back, with the clients that queue for it.
 //   - One upgrade runs at a time.
 //   - There are never two owners: one process decides, and the connection
 //     between the two is the lease by which the other may act.
@@ -39,11 +41,21 @@
 // owns; then its Accept waits, and only Close by the program ends it, so that a
 // server never sees its listener vanish.
 //
+// # Probation
+//
+// With [Config.Probation] the predecessor stands by for that long once its
+// successor owns. It resumes when the successor dies or calls
+// [Upgrader.Rollback]; [Upgrader.Settle] lets it go before. Whoever owns decides:
+// the predecessor asks when the time is over, and waits. What must run only once
+// begins at [Upgrader.Settled], and what only one process may use is guarded by
+// [Config.Suspend] and [Config.Resume].
+//
 // # What a program does
 //
 // On an error of New or Ready: exit with a status other than 0. Never start
 // afresh instead: the predecessor still serves. On Exit: finish what is open
-// and exit with status 0. Stop is right in every state, so defer it.
+// and exit, with status 0, or [ExitRolledBack] if Err matches [ErrRolledBack].
+// Stop is right in every state, so defer it.
 //
 // The protocol is described in docs/protocol.md. Package handoff implements it
 // for other facades; package tableflip has the API of the library of that name.

@@ -3,9 +3,11 @@
 package crossfade_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -495,3 +497,62 @@ func TestAnUpgradedProcessOnProbation(t *testing.T) {
 	owner.awaitFailure()
 	wantResumed(t, d, spec, owner, address, 3)
 }
+
+// told is an Event of another process.
+type told struct {
+	State     crossfade.State
+	Text      string
+	Successor *handoff.Process
+}
+
+func TestEventsTellWhatHappens(t *testing.T) {
+	d, spec, owner, _ := onProbation(t, long, func(s *serviceSpec) { s.Events = true })
+	next := begin(d, spec, owner)
+	next.do("rollback")
+	wantExit(t, next, crossfade.ErrRolledBack)
+	owner.awaitFailure()
+	last := begin(d, spec, owner)
+	last.do("settle")
+	wantExit(t, owner, crossfade.ErrRetired)
+	for _, test := range []struct {
+		name string
+		p    *process
+		want []string
+	}{
+		{"the predecessor", owner, []string{
+			"owner", "offering " + next.name(), "committing " + next.name(), "standby " + next.name(), "probation " + next.name(),
+			"owner " + next.name() + " rolled back", "offering " + last.name(), "committing " + last.name(), "standby " + last.name(),
+			"probation " + last.name(), "draining " + last.name(),
+		}},
+		{"the one that rolled back", next, []string{"owner", "yielding", "out"}},
+		{"the successor", last, []string{"owner", "owner settled"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, want := range test.want {
+				e := test.p.await("event")
+				var event told
+				if err := json.Unmarshal(e.Value, &event); err != nil {
+					t.Fatal(err)
+				}
+				got := event.State.String()
+				if event.Successor != nil {
+					got += fmt.Sprint(" ", event.Successor.PID)
+				}
+				switch {
+				case errors.Is(e.Err, crossfade.ErrRolledBack):
+					got += " rolled back"
+				case e.Err != nil:
+					got += " " + e.Err.Error()
+				case strings.HasPrefix(event.Text, "settled"):
+					got += " settled"
+				}
+				if got != want || event.Text == "" {
+					t.Errorf("event %q (%s), want %q", got, event.Text, want)
+				}
+			}
+		})
+	}
+}
+
+// name is how the events of another process call this one.
+func (p *process) name() string { return fmt.Sprint(p.pid) }

@@ -87,6 +87,7 @@ type serviceSpec struct {
 	MaxProbation      time.Duration
 	AtProbationEnd    crossfade.ProbationEnd
 	Exclusive         string // the lock file that Suspend and Resume guard, if not empty
+	Events            bool   // it reports each Event as "event"
 	RequireAllClaimed bool
 	PIDFile           string
 	Disabled          bool
@@ -1123,6 +1124,9 @@ func (s *service) config() *crossfade.Config {
 	}
 	if spec.Refuse != "" {
 		cfg.AcceptSuccessor = func(context.Context, crossfade.Successor) error { return errors.New(spec.Refuse) }
+	}
+	if spec.Events {
+		cfg.OnEvent = func(e crossfade.Event) { s.emit("event", e.Err, e) }
 	}
 	if spec.Exclusive != "" {
 		s.exclusive = &exclusive{s: s, path: spec.Exclusive}

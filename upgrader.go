@@ -109,6 +109,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		},
 		Authorize: c.Authorize,
 		Accept:    c.AcceptSuccessor,
+		OnEvent:   (&events{deliver: c.OnEvent}).post,
 		Log:       c.Logger,
 	})
 	switch {

@@ -29,7 +29,8 @@ type Limits struct {
 // one of them has passed the check of credentials.
 const maxConnections = 128
 
-// ServerConfig is what [NewServer] needs. All fields but Accept are required.
+// ServerConfig is what [NewServer] needs. All fields but Accept and OnEvent are
+// required.
 type ServerConfig struct {
 	// Process is this process; its Generation is set by Own and Inherit.
 	Process Process
@@ -42,6 +43,9 @@ type ServerConfig struct {
 	Authorize func(peer *scm.Peer) error
 	// Accept is the owner's policy: an error refuses the candidate with its text.
 	Accept func(context.Context, Candidate) error
+	// OnEvent gets every change, in order, at once: it must not block, nor call
+	// the server. May be nil.
+	OnEvent func(Event)
 	// Log gets what the owner should know of.
 	Log *slog.Logger
 }
@@ -55,6 +59,7 @@ type Server struct {
 	limits  Limits
 	auth    func(*scm.Peer) error
 	policy  func(context.Context, Candidate) error
+	onEvent func(Event)
 	log     *slog.Logger
 
 	mu          sync.Mutex
@@ -79,7 +84,7 @@ type Server struct {
 func NewServer(cfg *ServerConfig) *Server {
 	s := &Server{
 		self: cfg.Process, service: cfg.Service, limits: cfg.Limits,
-		auth: cfg.Authorize, policy: cfg.Accept, log: cfg.Log,
+		auth: cfg.Authorize, policy: cfg.Accept, onEvent: cfg.OnEvent, log: cfg.Log,
 		state: StateCandidate, since: time.Now(),
 		changed: make(chan struct{}), conns: make(map[frames]struct{}),
 	}
@@ -155,6 +160,7 @@ func (s *Server) SetSettled() {
 	s.settled = true
 	s.probation = nil
 	s.notifyLocked()
+	s.tellLocked("settled: the predecessor cannot come back", nil, nil)
 }
 
 // Open serves the control listener fd, which remains the caller's and must stay
@@ -303,11 +309,33 @@ func (s *Server) setState(state State) {
 }
 
 func (s *Server) setStateLocked(state State) {
-	if s.state != state {
+	if s.enterLocked(state) {
+		s.tellLocked(sentences[state], s.attempt, nil)
+	}
+}
+
+// enterLocked reports whether the state is another than before.
+func (s *Server) enterLocked(state State) bool {
+	changed := s.state != state
+	if changed {
 		s.log.Debug("state", "from", s.state.String(), "to", state.String(), "generation", s.self.Generation)
 		s.state, s.since = state, time.Now()
 	}
 	s.notifyLocked()
+	return changed
+}
+
+// tellLocked tells of a change, for an attempt if it belongs to one.
+func (s *Server) tellLocked(text string, p *predecessor, err error) {
+	if s.onEvent == nil {
+		return
+	}
+	event := Event{At: time.Now(), Process: s.self, State: s.state, Text: text, Err: err}
+	if p != nil {
+		who := p.who.Process
+		event.Successor = &who
+	}
+	s.onEvent(event)
 }
 
 func (s *Server) notifyLocked() {
@@ -403,7 +431,8 @@ func (s *Server) failed(p *predecessor, step string, err error) {
 	s.mu.Lock()
 	s.lastFailure = &Failure{Successor: p.who.Process, Step: step, Reason: sentence(err), At: time.Now()}
 	s.attempt = nil
-	s.setStateLocked(StateOwner)
+	s.enterLocked(StateOwner)
+	s.tellLocked("the handoff failed, this process goes on as the owner", p, err)
 	s.mu.Unlock()
 	s.log.Warn("the handoff failed, this process goes on as the owner", "successor", p.who.Process, "step", step, "err", err)
 	close(p.released)

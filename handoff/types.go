@@ -85,6 +85,15 @@ func (s State) String() string {
 	return stateNames[s]
 }
 
+// sentences are what the event says that leads to a state.
+var sentences = [...]string{
+	"", "this process is to take over", "the predecessor has died: this process will own the service once it is ready",
+	"this process owns the service", "a successor is taking over", "the successor is ready: the service is being committed to it",
+	"the service was committed to the successor", "the successor owns: this process stands by",
+	"this process has rolled back: the predecessor is to own again", "this process has retired, and finishes what it has",
+	"this process is out",
+}
+
 // Owns reports whether a process in this state owns the service.
 func (s State) Owns() bool {
 	return s == StateOwner || s == StateOffering || s == StateCommitting
@@ -251,6 +260,16 @@ type Status struct {
 	LastFailure *Failure   // the last attempt that failed, or nil
 	Warnings    []string   // trouble that a person should know of
 	Descriptors []DescriptorStatus
+}
+
+// Event is a change in a process's part.
+type Event struct {
+	At        time.Time
+	Process   Process
+	State     State    // from now on
+	Text      string   // what has happened, one sentence
+	Successor *Process // of the attempt that it belongs to, or nil
+	Err       error    // why that attempt has failed, nil if it has not
 }
 
 // Attempt is a handoff that has not ended.
