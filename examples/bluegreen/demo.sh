@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Replaces a running HTTP server under load, ten times, each time by a process
-# that this shell starts on its own, and prints what the clients noticed.
+# that this shell starts on its own, and prints what the clients noticed. Every
+# third one is on probation and is sent away again: its predecessor resumes.
 # It needs Go and bash, and ends only what it has started.
 #
 # Usage: demo.sh [-turns N] [-answers N] [-cold]
@@ -44,8 +45,12 @@ main() {
 	start_load
 	await_answers
 	for ((turn = 1; turn <= turns; turn++)); do
-		replace_server "v$((turn % 2 + 1))"
-		await_answers
+		if ((turn % 3 == 0)); then
+			try_server "v$((turn % 2 + 1))"
+		else
+			replace_server "v$((turn % 2 + 1))"
+			await_answers
+		fi
 	done
 	end "$load" 'the load generator'
 	end "$server" 'the last server'
@@ -157,6 +162,22 @@ replace_server() {
 		start_server "$1"
 		await_exit "$predecessor" 'the predecessor'
 	fi
+}
+
+# try_server starts a version on probation, and stops it when it has served for a
+# while. The predecessor, which has stood by, serves again.
+try_server() {
+	local predecessor=$server
+	if [[ -n $cold ]]; then
+		replace_server "$1"
+		await_answers
+		return
+	fi
+	CROSSFADE_PROBATION=1h start_server "$1"
+	await_answers
+	echo "$1, pid $server, is sent away again: its predecessor, pid $predecessor, resumes"
+	end "$server" 'the server on probation'
+	server=$predecessor
 }
 
 # end asks a process to stop and waits for it.

@@ -17,12 +17,15 @@ import (
 )
 
 func TestDemo(t *testing.T) {
-	d := startDemo(t, "-turns", "2", "-answers", "50")
+	d := startDemo(t, "-turns", "4", "-answers", "50")
 	output, status := d.wait(t)
 	if status != 0 {
 		t.Errorf("exit status %d, want 0", status)
 	}
-	for _, row := range []string{`1 +v1 +\d+ +- `, `2 +v2 +\d+ +[\d.]+[µm]?s `, `3 +v1 +\d+ +[\d.]+[µm]?s `} {
+	for _, row := range []string{
+		`1 +v1 +\d+ +- `, `2 +v2 +\d+ +[\d.]+[µm]?s `, `3 +v1 +\d+ +[\d.]+[µm]?s `,
+		`v2, pid \d+, is sent away again: its predecessor, pid \d+, resumes`, `5 +v1 +\d+ +[\d.]+[µm]?s .* 3 \(v1\)`,
+	} {
 		if !regexp.MustCompile(`(?m)^` + row).MatchString(output) {
 			t.Errorf("no line matches %q", row)
 		}

@@ -2,8 +2,8 @@
 // another one, of whatever version, with the same -socket: it takes the port
 // over, and this one finishes its requests and exits.
 //
-// Exit status 0: a successor has taken over, or a signal asked to stop. Anything
-// else is an error.
+// Exit status 0: a successor has taken over, or a signal asked to stop. 75: it
+// was on probation and has rolled back. Anything else is an error.
 package main
 
 import (
@@ -48,7 +48,11 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	if err := run(ctx, opts); err != nil {
+	switch err := run(ctx, opts); {
+	case errors.Is(err, crossfade.ErrRolledBack):
+		slog.Warn("server rolled back", "version", version, "pid", os.Getpid(), "err", err)
+		os.Exit(crossfade.ExitRolledBack)
+	case err != nil:
 		slog.Error("server failed", "version", version, "pid", os.Getpid(), "err", err)
 		os.Exit(1)
 	}
