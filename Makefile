@@ -91,6 +91,11 @@ proto-image: ## Record the wire format that later changes may not break
 	fi
 	$(BUF) build --exclude-source-info -o '$(PROTO_IMAGE)'
 
+# Like the image: once a version is released no transcript changes any more.
+.PHONY: transcripts
+transcripts: ## Record the conversations that every later version must understand
+	$(GO) test ./handoff -run='^TestTranscripts$$' -update
+
 .PHONY: lint
 lint: lint-format lint-modules lint-go lint-systems lint-proto lint-selftest ## Run every static check
 

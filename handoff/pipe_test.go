@@ -31,6 +31,9 @@ type pipe struct {
 	// before and after are called for each message, outside the lock, and may
 	// kill, freeze and fill.
 	before, after func(message string)
+	// tape gets everything that is written, in order, and the closing of an end
+	// as a nil payload, under the lock.
+	tape func(arrow string, payload []byte, fds int)
 
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced by every change
@@ -201,7 +204,7 @@ func (e *end) trySend(payload []byte, fds []*scm.FD, message string, m proto.Mes
 	case e.full:
 		return p.changed, false, nil
 	}
-	f := frame{payload: append([]byte(nil), payload...)}
+	f := frame{payload: append([]byte{}, payload...)}
 	for _, fd := range fds {
 		d, err := fd.Dup()
 		if err != nil {
@@ -216,6 +219,9 @@ func (e *end) trySend(payload []byte, fds []*scm.FD, message string, m proto.Mes
 	p.travelled = append(p.travelled, f.fds...)
 	e.peer.queue = append(e.peer.queue, f)
 	p.wire = append(p.wire, e.arrow+" "+message)
+	if p.tape != nil {
+		p.tape(e.arrow, f.payload, len(fds))
+	}
 	switch m.(type) {
 	case *pb.ManifestPage:
 		p.unacked++
@@ -231,6 +237,9 @@ func (e *end) trySend(payload []byte, fds []*scm.FD, message string, m proto.Mes
 func (e *end) Close() error {
 	e.pipe.mu.Lock()
 	defer e.pipe.mu.Unlock()
+	if !e.closed && e.pipe.tape != nil {
+		e.pipe.tape(e.arrow, nil, 0)
+	}
 	e.closed = true
 	e.clear()
 	e.pipe.notify()

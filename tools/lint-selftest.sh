@@ -53,6 +53,7 @@ internal/leak/x.go            testing                                           
 x.go                          M/proto/crossfade/handoff/v1                      denied
 x.go                          M/httphandoff                                     denied
 x.go                          M/internal/leak                                   denied
+x.go                          M/internal/transcript                             denied
 x.go                          google.golang.org/protobuf/proto                  denied
 x.go                          golang.org/x/sys/unix                             denied
 x.go                          M/handoff                                         allowed
