@@ -171,12 +171,13 @@ func readHello(ctx context.Context, l *link) (*pb.Hello, error) {
 func (s *Server) candidate(hello *pb.Hello, peer *scm.Peer) Candidate {
 	wanted := s.limits.Probation
 	if hello.GetProbation() != nil {
-		wanted = hello.GetProbation().AsDuration()
+		wanted = durationFromWire(hello.GetProbation())
 	}
+	features := slices.DeleteFunc(hello.GetFeatures(), func(name string) bool { return CheckName(name) != nil })
 	return Candidate{
 		Process: processFromWire(hello.GetProcess()), Force: hello.GetForce(),
 		Probation: min(max(wanted, 0), s.limits.MaxProbation), AtProbationEnd: probationEndFromWire(hello.GetAtProbationEnd()),
-		Features: hello.GetFeatures(), Peer: peer,
+		Features: features, Peer: peer,
 	}
 }
 

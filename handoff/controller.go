@@ -10,7 +10,8 @@ import (
 
 // QueryStatus asks the process that serves conn how it stands. It takes
 // ownership of conn and closes it. The wait is bounded by ctx alone. Errors:
-// [*RefusedError], ErrLost, context errors, ErrProtocol, ErrUnimplemented.
+// [*RefusedError], ErrLost, context errors, ErrProtocol, ErrUnimplemented,
+// ErrMoved, or one that has the server's reason alone.
 func QueryStatus(ctx context.Context, conn *scm.Conn) (*Status, error) {
 	return queryStatus(ctx, conn)
 }
@@ -52,10 +53,24 @@ func queryStatus(ctx context.Context, conn frames) (*Status, error) {
 				return status, nil
 			}
 		case r.GetError() != nil:
-			return nil, fmt.Errorf("%w: %s", ErrUnimplemented, printable(r.GetError().GetReason()))
+			return nil, requestError(r.GetError())
 		default:
 			return nil, unexpected(m, "ControlResponse")
 		}
+	}
+}
+
+// requestError is why the server could not serve a request. A code that is not
+// known leaves it to the reason.
+func requestError(e *pb.Error) error {
+	reason := printable(e.GetReason())
+	switch e.GetCode() {
+	case pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED:
+		return fmt.Errorf("%w: %s", ErrUnimplemented, reason)
+	case pb.ErrorCode_ERROR_CODE_MOVED:
+		return fmt.Errorf("%w: %s", ErrMoved, reason)
+	default:
+		return fmt.Errorf("the server did not serve the request: %s", reason)
 	}
 }
 

@@ -601,7 +601,9 @@ func TestQueryStatusAgainstWrongAnswers(t *testing.T) {
 		{name: "empty pages", said: []proto.Message{welcome(0), first, page(&pb.StatusReply{})}, target: handoff.ErrProtocol, want: "empty"},
 		{
 			name: "an error",
-			said: []proto.Message{welcome(0), &pb.ControlResponse{Response: &pb.ControlResponse_Error{Error: &pb.Error{Reason: "what?"}}}},
+			said: []proto.Message{welcome(0), &pb.ControlResponse{Response: &pb.ControlResponse_Error{Error: &pb.Error{
+				Code: pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED, Reason: "what?",
+			}}}},
 			want: "what?", target: handoff.ErrUnimplemented,
 		},
 	}

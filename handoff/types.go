@@ -249,7 +249,8 @@ type DescriptorStatus struct {
 	Origin  Origin
 }
 
-// Status is how a process stands.
+// Status is how a process stands. A State, Kind or Origin of 0 in one is a value
+// that this version does not know.
 type Status struct {
 	Process     Process
 	State       State

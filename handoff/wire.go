@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"math"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -47,8 +48,26 @@ func processToWire(p Process) *pb.Process {
 func processFromWire(p *pb.Process) Process {
 	return Process{
 		Instance: printable(p.GetInstance()), BuildVersion: printable(p.GetBuildVersion()),
-		Epoch: p.GetEpoch(), Generation: p.GetGeneration(), PID: int(p.GetPid()),
+		Epoch: p.GetEpoch(), Generation: p.GetGeneration(), PID: pidFromWire(p.GetPid()),
 	}
+}
+
+// pidFromWire takes what no process can have for unknown.
+func pidFromWire(pid int64) int {
+	if pid < 0 || pid > math.MaxInt32 {
+		return 0
+	}
+	return int(pid)
+}
+
+// known returns an enumeration's number as it is here, 0 if it has none of the
+// names: an unknown value must not look like a known one, nor lose its upper
+// bits on the way.
+func known[E ~int32](value E, names []string) uint8 {
+	if value < 0 || int(value) >= len(names) {
+		return 0
+	}
+	return uint8(value)
 }
 
 // printable bounds a text from the other side and takes out what would harm a
@@ -118,12 +137,13 @@ func descriptorFromWire(w *pb.Descriptor, fd *scm.FD) (Descriptor, error) {
 	if err := CheckName(w.GetName()); err != nil {
 		return Descriptor{}, err
 	}
-	if w.GetKind() <= pb.Kind_KIND_UNSPECIFIED || int(w.GetKind()) >= len(kindNames) {
+	kind := Kind(known(w.GetKind(), kindNames[:]))
+	if kind == 0 {
 		return Descriptor{}, protocolError("descriptor %q is of the unknown kind %d", w.GetName(), w.GetKind())
 	}
 	id := w.GetIdentity()
 	d := Descriptor{
-		ID: w.GetId(), Name: w.GetName(), Kind: Kind(w.GetKind()), Network: w.GetNetwork(), Address: w.GetAddress(),
+		ID: w.GetId(), Name: w.GetName(), Kind: kind, Network: w.GetNetwork(), Address: w.GetAddress(),
 		Identity: scm.Identity{
 			Type: scm.Type(id.GetType()), Domain: int(id.GetDomain()), SockType: int(id.GetSocketType()),
 			Protocol: int(id.GetProtocol()), Listening: id.GetListening(),
@@ -242,7 +262,7 @@ func statusPages(s *Status) []*pb.StatusReply {
 func (s *Status) addPage(w *pb.StatusReply) {
 	if w.GetProcess() != nil {
 		s.Process = processFromWire(w.GetProcess())
-		s.State = State(w.GetState())
+		s.State = State(known(w.GetState(), stateNames[:]))
 		s.Since = before(w.GetSince())
 		s.Ready = w.GetReady()
 		for _, warning := range w.GetWarnings() {
@@ -254,12 +274,12 @@ func (s *Status) addPage(w *pb.StatusReply) {
 				Status: printable(a.GetStatus()), Began: before(a.GetSince()),
 			}
 			if a.GetRemaining() != nil {
-				s.Attempt.Deadline = time.Now().Add(a.GetRemaining().AsDuration())
+				s.Attempt.Deadline = after(a.GetRemaining())
 			}
 		}
 		if p := w.GetProbation(); p != nil {
 			s.Probation = &Probation{
-				Predecessor: processFromWire(p.GetPredecessor()), Until: time.Now().Add(p.GetRemaining().AsDuration()),
+				Predecessor: processFromWire(p.GetPredecessor()), Until: after(p.GetRemaining()),
 				AtEnd: probationEndFromWire(p.GetAtEnd()),
 			}
 		}
@@ -272,13 +292,27 @@ func (s *Status) addPage(w *pb.StatusReply) {
 	}
 	for _, d := range w.GetDescriptors() {
 		s.Descriptors = append(s.Descriptors, DescriptorStatus{
-			Name: printable(d.GetName()), Kind: Kind(d.GetKind()), Network: printable(d.GetNetwork()),
-			Address: printable(d.GetAddress()), Origin: Origin(d.GetOrigin()),
+			Name: printable(d.GetName()), Kind: Kind(known(d.GetKind(), kindNames[:])), Network: printable(d.GetNetwork()),
+			Address: printable(d.GetAddress()), Origin: Origin(known(d.GetOrigin(), originNames[:])),
 		})
 	}
 }
 
-// ago and before carry times as durations: the two sides may not share a clock.
+// maxDuration bounds what the other side may call a duration: a hundred years,
+// so that neither a sum of a few nor a point in time overflows.
+const maxDuration = 100 * 365 * 24 * time.Hour
+
+// durationFromWire is 0 for an absent duration. Nanoseconds that are out of their
+// range count as what they amount to.
+func durationFromWire(d *durationpb.Duration) time.Duration {
+	return min(max(d.AsDuration(), -maxDuration), maxDuration)
+}
+
+// ago, before and after carry times as durations: the two sides may not share a
+// clock.
 func ago(t time.Time) *durationpb.Duration { return durationpb.New(time.Since(t)) }
 
-func before(d *durationpb.Duration) time.Time { return time.Now().Add(-d.AsDuration()) }
+// before is never in the future.
+func before(d *durationpb.Duration) time.Time { return time.Now().Add(-max(durationFromWire(d), 0)) }
+
+func after(d *durationpb.Duration) time.Time { return time.Now().Add(durationFromWire(d)) }
