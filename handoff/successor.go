@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -207,17 +208,19 @@ func (t *Taking) welcome(w *pb.Welcome) error {
 		return protocolError("the owner chose protocol version %d, which was not offered", w.GetVersion())
 	case w.GetGeneration() == 0:
 		return protocolError("Welcome gives no generation")
+	case w.GetGeneration() == math.MaxUint64:
+		return protocolError("Welcome gives generation %d: none could follow it", w.GetGeneration())
 	case w.GetTotal() > MaxDescriptors:
 		return protocolError("Welcome announces %d descriptors, the limit is %d", w.GetTotal(), MaxDescriptors)
-	case w.GetCommitTimeout().AsDuration() <= 0:
+	case durationFromWire(w.GetCommitTimeout()) <= 0:
 		return protocolError("Welcome gives no commit timeout")
-	case w.GetProbation().AsDuration() < 0:
-		return protocolError("Welcome grants a probation of %v", w.GetProbation().AsDuration())
+	case durationFromWire(w.GetProbation()) < 0:
+		return protocolError("Welcome grants a probation of %v", durationFromWire(w.GetProbation()))
 	}
 	t.predecessor = processFromWire(w.GetPredecessor())
 	t.generation = w.GetGeneration()
-	t.commitLimit = w.GetCommitTimeout().AsDuration()
-	t.granted = w.GetProbation().AsDuration()
+	t.commitLimit = durationFromWire(w.GetCommitTimeout())
+	t.granted = durationFromWire(w.GetProbation())
 	return nil
 }
 
@@ -331,7 +334,7 @@ func refusedFromWire(w *pb.Refuse) *RefusedError {
 		e.Who, e.Since = &who, before(w.GetSince())
 	}
 	if w.GetUntil() != nil {
-		e.Until = time.Now().Add(w.GetUntil().AsDuration())
+		e.Until = after(w.GetUntil())
 	}
 	return e
 }
