@@ -14,6 +14,8 @@ const (
 	MaxPageSize  = maxPageSize
 	PageWindow   = pageWindow
 	WriteTimeout = writeTimeout
+	MaxReason    = maxReason
+	MaxDuration  = maxDuration
 )
 
 func (s *Server) Serve(conn Frames, peer *scm.Peer) { s.serve(conn, peer) }

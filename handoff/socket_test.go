@@ -3,6 +3,7 @@ package handoff_test
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -36,6 +37,38 @@ func pair(t *testing.T) (server, client *scm.Conn) {
 		t.Fatal(err)
 	}
 	return server, client
+}
+
+// rawPair returns a connection and the plain other end.
+func rawPair(t *testing.T) (*scm.Conn, *net.UnixConn) {
+	t.Helper()
+	ours, theirs, err := scm.Pair()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip("descriptors cannot be passed on this system")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	plain, err := net.FileConn(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ours.Close(); _ = plain.Close() })
+	if err := plain.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	return ours, plain.(*net.UnixConn)
+}
+
+// mustConn reads frames from the plain end.
+func mustConn(t *testing.T, c *net.UnixConn) *scm.Conn {
+	t.Helper()
+	conn, err := scm.NewConn(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
 }
 
 // successorOn returns the configuration of a successor with its receiver.

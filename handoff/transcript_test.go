@@ -194,8 +194,10 @@ var scenes = map[string]scene{
 		}},
 	},
 	"refused-policy": {
-		about:  "Refused by the owner's policy.",
-		config: func(c *handoff.ServerConfig) { c.Accept = func(context.Context, handoff.Candidate) error { return errBoom } },
+		about: "Refused by the owner's policy.",
+		config: func(c *handoff.ServerConfig) {
+			c.Accept = func(context.Context, handoff.Candidate) error { return errBoom }
+		},
 	},
 	"refused-denied": {
 		about:  "Refused for the kernel's credentials.",
@@ -831,8 +833,13 @@ func sameMeaning(path string, was, is protoreflect.Message, known map[string][]i
 	return nil
 }
 
+// localName is a field's name with that of its message.
+func localName(fd protoreflect.FieldDescriptor) protoreflect.FullName {
+	return protoreflect.FullName(strings.TrimPrefix(string(fd.FullName()), "crossfade.handoff.v1."))
+}
+
 func sameField(path string, fd protoreflect.FieldDescriptor, was, is protoreflect.Message, known map[string][]int) error {
-	name := protoreflect.FullName(strings.TrimPrefix(string(fd.FullName()), "crossfade.handoff.v1."))
+	name := localName(fd)
 	switch {
 	case was.Has(fd) != is.Has(fd):
 		return fmt.Errorf("%s is %v, and was %v", path, is.Get(fd), was.Get(fd))

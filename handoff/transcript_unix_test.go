@@ -4,7 +4,6 @@ package handoff_test
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"net"
 	"path/filepath"
@@ -21,28 +20,6 @@ import (
 )
 
 // These tests put the bytes of the transcripts on real sockets.
-
-// rawPair returns a connection and the plain other end.
-func rawPair(t *testing.T) (*scm.Conn, *net.UnixConn) {
-	t.Helper()
-	ours, theirs, err := scm.Pair()
-	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip("descriptors cannot be passed on this system")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer theirs.Close()
-	plain, err := net.FileConn(theirs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ours.Close(); _ = plain.Close() })
-	if err := plain.SetDeadline(time.Now().Add(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
-	return ours, plain.(*net.UnixConn)
-}
 
 // spell writes a frame one byte at a time, its descriptors on the first.
 func spell(t *testing.T, c *net.UnixConn, frame []byte, fds []*scm.FD) {
@@ -123,10 +100,7 @@ func TestARecordedPredecessorOnASocket(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			conn, predecessor := rawPair(t)
-			back, err := scm.NewConn(predecessor)
-			if err != nil {
-				t.Fatal(err)
-			}
+			back := mustConn(t, predecessor)
 			r, cfg := successorOn(t)
 			cfg.Process, cfg.WaitUntil = handoff.Process{Instance: "v2", PID: 22}, time.Time{}
 			if c.asks != nil {
