@@ -218,6 +218,33 @@ func TestRequests(t *testing.T) {
 	compare(t, "requests", documented, defined)
 }
 
+// TestSkews: whatever the document says of something unknown has its test.
+func TestSkews(t *testing.T) {
+	const file = "../handoff/skew_test.go"
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tested []string
+	ast.Inspect(parsed, func(n ast.Node) bool {
+		pair, ok := n.(*ast.KeyValueExpr)
+		if !ok {
+			return true
+		}
+		key, named := pair.Key.(*ast.Ident)
+		value, literal := pair.Value.(*ast.BasicLit)
+		if named && literal && key.Name == "unknown" {
+			text, err := strconv.Unquote(value.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tested = append(tested, text)
+		}
+		return true
+	})
+	compare(t, "what may be unknown", column(table(t, section(t, "## 17. Versions and features"), "unknown", "the receiver"), 0), tested)
+}
+
 func TestLimits(t *testing.T) {
 	want := map[string]int{
 		"payload of a frame":                         scm.MaxPayload,

@@ -1,6 +1,11 @@
 package handoff_test
 
 import (
+	"encoding/binary"
+	"maps"
+	"math"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -9,13 +14,16 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/transcript"
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+	"github.com/crossfade-go/crossfade/scm"
 )
 
 // A script is what the fuzzer has one side say. Each byte below the number of
 // messages is one of them; the others are these, the last two with the byte that
-// follows.
+// follows, the first with two.
 const (
+	scriptRecord  = 0xf8 // a payload of as many bytes follows, with the descriptors that it lists
 	scriptReady   = 0xf9 // the program on the other side calls Ready
 	scriptLeave   = 0xfa // ... or leaves
 	scriptFDs     = 0xfb // the next payload carries two descriptors more
@@ -42,6 +50,17 @@ func script(t *testing.T, p *player, data []byte, messages []proto.Message, do f
 			}
 			p.write(wrap(p.end.arrow == ">", m), fdsOf(t, fds)...)
 			fds = 0
+		case op == scriptRecord:
+			if len(data) < 2 {
+				return
+			}
+			n := min(int(binary.BigEndian.Uint16(data)), len(data)-2)
+			payload := data[2 : 2+n]
+			if page, ok := member(p.end.arrow == ">", payload).(*pb.ManifestPage); ok {
+				fds += min(len(page.GetDescriptors()), scm.MaxDescriptors)
+			}
+			p.write(payload, fdsOf(t, fds)...)
+			data, fds = data[2+n:], 0
 		case op == scriptFDs:
 			fds = 2
 		case op == scriptClose:
@@ -73,6 +92,42 @@ func indexes(all []proto.Message, names ...string) []byte {
 	return list
 }
 
+// recordedScripts are the transcripts as one side's scripts. What the program on
+// the other side did is in them too.
+func recordedScripts(f *testing.F, by byte) [][]byte {
+	f.Helper()
+	names := slices.Sorted(maps.Keys(scenes))
+	scripts := make([][]byte, 0, len(names))
+	for _, name := range names {
+		tape, err := transcript.Read(filepath.Join(transcripts, name+".txt"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		var script []byte
+		for _, e := range tape.Events {
+			words := strings.Fields(e.Text)
+			switch {
+			case e.Kind == by && e.Frame != nil && len(e.Payload()) <= math.MaxUint16:
+				script = binary.BigEndian.AppendUint16(append(script, scriptRecord), uint16(len(e.Payload())))
+				script = append(script, e.Payload()...)
+			case e.Kind != transcript.Act:
+			case words[0] == "time":
+				d, err := time.ParseDuration(words[1])
+				if err != nil {
+					f.Fatal(err)
+				}
+				script = append(script, scriptElapse, byte(min(d/time.Second, math.MaxUint8)))
+			case words[1] == "Ready":
+				script = append(script, scriptReady)
+			case words[1] == "Leave", words[1] == "Stop":
+				script = append(script, scriptLeave)
+			}
+		}
+		scripts = append(scripts, script)
+	}
+	return scripts
+}
+
 // FuzzServerMessages has a client say anything. Whatever it says, the owner owns
 // at the end, unless it has retired after a Commit that was acknowledged.
 func FuzzServerMessages(f *testing.F) {
@@ -92,9 +147,12 @@ func FuzzServerMessages(f *testing.F) {
 	f.Add(append(append([]byte{}, commit...), byte(len(clientMessages)), at("Settle")[0]))
 	f.Add(append(append([]byte{}, commit...), byte(len(clientMessages)), at("Rollback")[0]))
 	f.Add(append(append([]byte{}, commit...), scriptLeave, at("CommitAck")[0]))
+	for _, recorded := range recordedScripts(f, transcript.FromSuccessor) {
+		f.Add(recorded)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		synctest.Test(t, func(t *testing.T) {
-			o := newOwner(t)
+			o := newOwner(t, func(c *handoff.ServerConfig) { c.Limits.MaxProbation = 10 * time.Minute })
 			p := o.client()
 			stopped := false
 			script(t, p, data, messages, func(op byte) {
@@ -163,6 +221,9 @@ func FuzzClientMessages(f *testing.F) {
 		f.Add(whole)
 	}
 	f.Add([]byte{n + 5, scriptElapse, 200, scriptClose})
+	for _, recorded := range recordedScripts(f, transcript.FromPredecessor) {
+		f.Add(recorded)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCandidate(t)
