@@ -499,7 +499,7 @@ func frameHeader(t *testing.T) {
 		if _, err := client.Write(future); err != nil {
 			t.Fatal(err)
 		}
-		payload, _, err := back.Receive(t.Context(), 0)
+		payload, _, err := back.Receive(inTime(t), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -516,16 +516,18 @@ func frameHeader(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, cfg := successorOn(t)
-		_, err := handoff.Connect(t.Context(), client, cfg)
+		_, err := handoff.Connect(inTime(t), client, cfg)
 		mustMatch(t, err, is(handoff.ErrProtocol), want)
-		for range 2 { // Hello, and
-			payload, _, err := back.Receive(t.Context(), 0)
+		var last proto.Message
+		for range 2 { // Hello is before it
+			payload, _, err := back.Receive(inTime(t), 0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if m, ok := member(true, payload).(*pb.Abort); ok && m.GetCode() != pb.AbortCode_ABORT_CODE_PROTOCOL {
-				t.Errorf("the last word is %v", m)
-			}
+			last = member(true, payload)
+		}
+		if m, ok := last.(*pb.Abort); !ok || m.GetCode() != pb.AbortCode_ABORT_CODE_PROTOCOL || !strings.Contains(m.GetReason(), want) {
+			t.Errorf("the last word is %v", last)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package handoff_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -59,6 +60,13 @@ func rawPair(t *testing.T) (*scm.Conn, *net.UnixConn) {
 		t.Fatal(err)
 	}
 	return ours, plain.(*net.UnixConn)
+}
+
+// inTime is a context for what must happen at all.
+func inTime(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 // mustConn reads frames from the plain end.

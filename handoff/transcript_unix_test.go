@@ -69,14 +69,15 @@ func TestRecordedFrames(t *testing.T) {
 				fds := fdsOf(t, e.Descriptors())
 				written := make(chan struct{})
 				go func() { defer close(written); spell(t, writer, e.Frame, fds) }()
-				payload, got, err := reader.Receive(t.Context(), scm.MaxDescriptors)
+				payload, got, err := reader.Receive(inTime(t), scm.MaxDescriptors)
 				closeFDs(got)
 				<-written
 				if err != nil || len(got) != len(fds) || !bytes.Equal(payload, e.Payload()) {
 					t.Fatalf("event %d, %s: read %x with %d descriptors, %v", i, e.Text, payload, len(got), err)
 				}
 				sent := make(chan error, 1) // has room, so that the goroutine ends with a failed test too
-				go func() { sent <- sender.Send(t.Context(), e.Payload(), fds...) }()
+				ctx := inTime(t)
+				go func() { sent <- sender.Send(ctx, e.Payload(), fds...) }()
 				frame := make([]byte, len(e.Frame))
 				if _, err := io.ReadFull(receiver, frame); err != nil {
 					t.Fatal(err)
@@ -107,9 +108,10 @@ func TestARecordedPredecessorOnASocket(t *testing.T) {
 				c.asks(cfg)
 			}
 			s := &successorProgram{t: t, receiver: r, connected: make(chan struct{}), result: make(chan error, 1)}
+			ctx := inTime(t)
 			go func() {
 				defer close(s.connected)
-				s.taking, s.err = handoff.Connect(t.Context(), conn, cfg)
+				s.taking, s.err = handoff.Connect(ctx, conn, cfg)
 			}()
 			for i, e := range tape.Events {
 				switch {
@@ -122,7 +124,7 @@ func TestARecordedPredecessorOnASocket(t *testing.T) {
 				case e.Kind == transcript.FromPredecessor:
 					spell(t, predecessor, e.Frame, fdsOf(t, e.Descriptors()))
 				case e.Text != transcript.End: // the successor's end shows in what it does
-					payload, _, err := back.Receive(t.Context(), 0)
+					payload, _, err := back.Receive(inTime(t), 0)
 					if err != nil || shortName(member(true, payload)) != e.Text {
 						t.Fatalf("event %d: heard %s, %v instead of %s", i, shortName(member(true, payload)), err, e.Text)
 					}
@@ -171,7 +173,8 @@ func (s *successorProgram) act(words []string) {
 			}
 		}
 		s.called = true
-		go func() { s.result <- s.taking.Ready(s.t.Context(), unclaimed) }()
+		ctx := inTime(s.t)
+		go func() { s.result <- s.taking.Ready(ctx, unclaimed) }()
 	case "Settle":
 		s.owns() // it was ready by then
 		go func() { _ = s.taking.Settle(s.t.Context()) }()
