@@ -247,9 +247,9 @@ func (p *predecessor) ready(m *pb.Ready) error {
 	}
 	p.unclaimed = m.GetUnclaimedIds()
 	if len(p.unclaimed) > 0 {
-		names := make([]string, 0, len(m.GetUnclaimedNames()))
-		for _, name := range m.GetUnclaimedNames() {
-			names = append(names, printable(name))
+		names := make([]string, 0, maxUnclaimedNames)
+		for _, name := range m.GetUnclaimedNames()[:min(len(m.GetUnclaimedNames()), maxUnclaimedNames)] {
+			names = append(names, printable(name[:min(len(name), MaxName)]))
 		}
 		p.server.log.Warn("the successor did not ask for everything", "successor", p.who.Process, "count", len(p.unclaimed), "names", names)
 	}

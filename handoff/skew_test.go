@@ -800,6 +800,20 @@ func TestAbsurdTexts(t *testing.T) {
 			t.Errorf("the error has %d bytes", len(c.err.Error()))
 		}
 	})
+	bubble(t, "and the names of what is unclaimed", func(t *testing.T) {
+		var log strings.Builder // of one bubble, and read when all is at rest
+		o := newOwner(t, func(c *handoff.ServerConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+		p := o.client()
+		p.say(hello(), prepared, pageAck(1), received, &pb.Ready{
+			Unclaimed: 1, UnclaimedIds: []uint64{1}, UnclaimedNames: append(slices.Repeat([]string{"name"}, 1000), long),
+		})
+		p.mustHear("Welcome", "ManifestPage 0", "ManifestPage 1")
+		if n := strings.Count(log.String(), "name "); n == 0 || n > 100 || strings.Contains(log.String(), "éé") {
+			t.Errorf("%d names are logged", n)
+		}
+		p.say(&pb.Abort{})
+		o.takeOver()
+	})
 	for name, instance := range map[string]string{
 		"one byte too long": strings.Repeat("x", handoff.MaxName+1), "a control character": "a\x00b", "nothing": "",
 	} {

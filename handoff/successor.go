@@ -510,7 +510,7 @@ func (t *Taking) readyMessage() *pb.ClientMessage {
 	m := &pb.Ready{Unclaimed: uint32(len(t.call.unclaimed))}
 	for _, d := range t.call.unclaimed {
 		m.UnclaimedIds = append(m.UnclaimedIds, d.ID)
-		if len(m.GetUnclaimedNames()) < 100 {
+		if len(m.GetUnclaimedNames()) < maxUnclaimedNames {
 			m.UnclaimedNames = append(m.UnclaimedNames, d.Name)
 		}
 	}

@@ -21,6 +21,10 @@ const (
 	// what a service has, and far below what would exhaust a receiver.
 	MaxDescriptors = 1 << 17
 
+	// maxUnclaimedNames is how many names of unclaimed descriptors Ready lists,
+	// and how many of them are logged.
+	maxUnclaimedNames = 100
+
 	// maxPageSize bounds the encoded descriptors of a manifest page, and
 	// pageWindow the pages that may be unacknowledged. Both together stay
 	// below half of the send buffer that package scm sets, so that Abort and
