@@ -158,10 +158,16 @@ cross: ## Build the code and the tests, and vet them, for every platform in PLAT
 		$(GO) build ./...; $(GO) list -export -test ./... >/dev/null; $(GO) vet ./...; \
 	done
 
+# The model of docs/protocol.md: every claim holds, every mutation is caught. It
+# needs spin (Debian package of that name) and a C compiler.
+.PHONY: model
+model: ## Check the model of the protocol with spin
+	$(GO) run ./docs/model
+
 # The tests come last: their summary is what a CI shows. Fuzzing is counted
 # instead of timed, because a deadline that strikes on a busy machine makes the
 # engine report a failure that is none.
 .PHONY: ci
 ci: FUZZTIME := 1000x
 ci: BENCHTIME := 1x
-ci: lint cross fuzz bench demo test ## Run all of this, as CI does
+ci: lint cross model fuzz bench demo test ## Run all of this, as CI does
