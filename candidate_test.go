@@ -405,6 +405,14 @@ func (o *ownerByHand) retire() {
 	o.send(&pb.ServerMessage{Message: &pb.ServerMessage_Retired{Retired: &pb.Retired{}}})
 }
 
+// wantEnd fails unless the successor closes without another message.
+func (o *ownerByHand) wantEnd() {
+	o.t.Helper()
+	if m, err := o.next(); !errors.Is(err, io.EOF) {
+		o.t.Errorf("owner: got %v, %v instead of the end of the connection", m, err)
+	}
+}
+
 // manyListeners opens n TCP listeners and describes them by the names that the
 // command "listen many" uses. The end of the test closes them.
 func manyListeners(t testing.TB, n int) ([]*pb.Descriptor, []*scm.FD) {

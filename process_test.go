@@ -185,6 +185,7 @@ var sentinels = map[string]error{
 	"ErrStopped":           crossfade.ErrStopped,
 	"ErrSettled":           crossfade.ErrSettled,
 	"ErrProbation":         crossfade.ErrProbation,
+	"ErrProtocol":          crossfade.ErrProtocol,
 	"ErrMoved":             crossfade.ErrMoved,
 	"ErrNotInherited":      crossfade.ErrNotInherited,
 	"ErrNameTaken":         crossfade.ErrNameTaken,

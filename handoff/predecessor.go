@@ -298,8 +298,13 @@ func (p *predecessor) fail(err error) {
 	if unwritten != nil {
 		p.server.log.Warn("Abort could not be written: no handoff before the candidate has gone", "successor", p.who.Process, "err", unwritten)
 		p.enter(stepDeaf, time.Time{})
-		p.tell(failure)   // who has started the candidate may have to end it
-		_ = p.link.deaf() // ends with the candidate, or because this process leaves
+		p.tell(failure) // who has started the candidate may have to end it
+		if errors.Is(err, errStop) || p.link.deaf() != nil {
+			// This process is told to stop, and does not wait for it. The end of
+			// the connection, of which run takes care, may make the candidate own.
+			p.server.left(p)
+			return
+		}
 	}
 	p.link.close()
 	p.server.failed(p, step, failure)

@@ -332,11 +332,33 @@ func TestAnAbortThatCannotBeWritten(t *testing.T) {
 		mustMatch(t, errors.New(o.failure()), nil, "no Ready within 1m0s")
 		o.takeOver()
 	})
-	bubble(t, "the owner stops all the same", func(t *testing.T) {
-		o, _ := stuck(t)
-		if !o.server.Stop() {
-			t.Error("Stop says that this process was not the owner")
+	bubble(t, "an owner that stops is out, and leaves the path to the candidate", func(t *testing.T) {
+		o := newOwner(t)
+		c := o.connected()
+		c.pipe.server.fill()
+		elapse(limits.Ready + handoff.WriteTimeout)
+		synctest.Wait()
+		c.receiver.onOwn = func() { o.mustBe(handoff.StateOut) }
+		if o.server.Stop() {
+			t.Error("Stop says that the path is this process's to unlink")
 		}
+		o.mustBe(handoff.StateOut)
+		c.ready(t.Context())
+		c.mustOwn()
+	})
+	bubble(t, "an owner that stops at this very moment", func(t *testing.T) {
+		o := newOwner(t)
+		c := o.connected()
+		c.pipe.server.fill()
+		owned := make(chan bool, 1)
+		go func() { owned <- o.server.Stop() }()
+		elapse(handoff.WriteTimeout)
+		synctest.Wait()
+		if len(owned) == 0 || <-owned {
+			t.Error("Stop waits, or says that the path is this process's to unlink")
+		}
+		c.ready(t.Context())
+		c.mustOwn()
 		o.mustBe(handoff.StateOut)
 	})
 	bubble(t, "before the offer it need not be written", func(t *testing.T) {

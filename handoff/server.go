@@ -439,6 +439,18 @@ func (s *Server) failed(p *predecessor, step string, err error) {
 	p.tell(err)
 }
 
+// left ends an attempt of a process that is told to stop and could not tell its
+// candidate. That one may come to own: this process has ceased to before it closes
+// the connection, and unlinks nothing.
+func (s *Server) left(p *predecessor) {
+	s.mu.Lock()
+	s.attempt = nil
+	s.setStateLocked(StateOut)
+	s.mu.Unlock()
+	s.log.Warn("stopping although the candidate could not be told: it may come to own the service", "successor", p.who.Process)
+	close(p.released)
+}
+
 // retired ends an attempt after which this process drains.
 func (s *Server) retired(p *predecessor) {
 	s.mu.Lock()

@@ -663,13 +663,19 @@ func (t *Taking) giveBack() (over bool) {
 	err = t.awaitResumed()
 	switch {
 	case err == nil:
-		t.link.close()
-		t.err = &Error{Side: Successor, Step: stepYield, Err: &gaveBackError{r.reason}}
-		t.receiver.Fail(t.err)
+		t.out(stepYield, &gaveBackError{reason: r.reason})
 		r.end(nil)
 		return true
 	case errors.Is(err, errStop): // the end of this side makes the predecessor resume
 		t.err = &Error{Side: Successor, Step: stepResumed, Err: err}
+		return true
+	case !lost(err):
+		// Resumed may be among what it cannot understand, so the end of the
+		// connection would say nothing any more. It does not own, and closing
+		// says just that.
+		t.log.Error("the predecessor broke the protocol instead of resuming: this process is out", "predecessor", t.predecessor, "err", err)
+		t.out(stepResumed, &gaveBackError{r.reason, err})
+		r.end(t.err)
 		return true
 	default:
 		t.log.Warn("the predecessor has died before it could take the service again: this process owns it", "predecessor", t.predecessor)
@@ -681,8 +687,15 @@ func (t *Taking) giveBack() (over bool) {
 	}
 }
 
+// out ends this process's part after a rollback.
+func (t *Taking) out(step string, err error) {
+	t.link.close()
+	t.err = &Error{Side: Successor, Step: step, Err: err}
+	t.receiver.Fail(t.err)
+}
+
 // awaitResumed waits until the predecessor owns again, however long that takes
-// (I10). An error is errStop, or says that it never will.
+// (I10). An error is errStop, or says that it is gone or has broken the protocol.
 func (t *Taking) awaitResumed() error {
 	overdue := time.AfterFunc(t.commitLimit, func() {
 		t.log.Warn("the predecessor has not resumed yet: accepting for it until it does or ends", "predecessor", t.predecessor)
@@ -703,19 +716,27 @@ func (t *Taking) awaitResumed() error {
 		default:
 			err = protocolError("%w, instead of %s", err, stepResumed)
 		}
-		if stop := t.listen(err); stop != nil {
-			return stop
-		}
 		return err
 	}
 }
 
 // gaveBackError is how a successor's part ends that has rolled back.
-type gaveBackError struct{ reason string }
+type gaveBackError struct {
+	reason string
+	err    error // why it is not known whether the predecessor owns, or nil
+}
 
-func (e *gaveBackError) Error() string { return "rolled back: " + e.reason }
+func (e *gaveBackError) Error() string {
+	text := "rolled back: " + e.reason
+	if e.err != nil {
+		text += "; and the answer was not understood: " + e.err.Error()
+	}
+	return text
+}
 
 func (e *gaveBackError) Is(target error) bool { return target == ErrRolledBack }
+
+func (e *gaveBackError) Unwrap() error { return e.err }
 
 // Settle decides to stay and returns nil once the predecessor cannot come back,
 // which is at once if it was decided before. Errors: ErrNotReady before this
@@ -753,7 +774,8 @@ func (t *Taking) Settle(ctx context.Context) error {
 // one owns again and Fail of the receiver was called. Errors: ErrNotReady before
 // this process owns; ErrSettled if it is too late; ErrHook if Yield has failed,
 // after which this process owns as before; ErrLost if the predecessor has died
-// meanwhile, after which it owns, settled; the cause of ctx, after whose end the
+// meanwhile, after which it owns, settled; ErrProtocol if the predecessor did not
+// answer with Resumed, and Fail was called; the cause of ctx, after whose end the
 // rollback goes on.
 func (t *Taking) Rollback(ctx context.Context, reason string) error {
 	result := make(chan error, 1) // room, for nobody may read it

@@ -260,7 +260,9 @@ probation_answer:
 probation_rolled_back:
 	/* Resumed is in the queue before this process owns, and so before its end
 	 * can be closed. If it cannot be written the end stays open: a successor
-	 * that sees it closed, and no Resumed, owns again. */
+	 * that sees it closed, and no Resumed, owns again. (Once it is written the
+	 * code keeps the end open too, as long as the successor does its own; that it
+	 * may be closed at once is the harder case, and safe.) */
 	atomic {
 		if :: mutant(RESUME_WITHOUT_A_WORD) -> ok = true :: else -> serverSays(Resumed) fi;
 		if :: ok -> note(resumed); goto standby_resumes :: else -> goto standby_deaf fi };
@@ -503,19 +505,20 @@ yielding_answer:
 	:: toClient[l]?ProbationOver
 	:: atomic { toClient[l]?Retired -> note(crossed) }
 	:: atomic { serverGone -> goto yielding_ends } /* nobody has resumed */
-	:: atomic { toClient[l]?garbage -> goto yielding_deaf }
+	/* Resumed may be among what it cannot understand, so the end of the
+	 * connection would say nothing any more: it is out, and its own end, closed,
+	 * says so. */
+	:: atomic { toClient[l]?garbage ->
+		if :: mutant(OWN_AGAIN_THOUGH_DEAF) -> goto yielding_deaf :: else -> isOut(me); clientCloses(l); goto at_end fi }
 	:: atomic { clientIdle && mayStop(me) -> stopped[me] = true }
 	:: atomic { clientIdle && stopped[me] -> isOut(me); clientCloses(l); goto at_end } /* it has waited */
 	od;
 
 yielding_deaf:
-	/* Resumed may be among what it throws away, so the end of the connection
-	 * says nothing any more, and this process is out. */
+	/* Reached by the mutation alone. */
 	do
 	:: toClient[l]?_
-	:: atomic { serverGone ->
-		if :: mutant(OWN_AGAIN_THOUGH_DEAF) -> goto yielding_ends :: else -> isOut(me); clientCloses(l); goto at_end fi }
-	:: atomic { serverEnd[l] && mayStop(me) -> stopped[me] = true; isOut(me); clientCloses(l); goto at_end }
+	:: atomic { serverGone -> goto yielding_ends }
 	od;
 
 yielding_ends:
