@@ -199,10 +199,15 @@ func (c *candidate) next() *pb.ServerMessage {
 	return m
 }
 
-// wantEnd fails unless the owner closes without another message.
+// wantEnd fails unless the owner closes without another message than how its
+// drain goes.
 func (c *candidate) wantEnd() {
 	c.t.Helper()
-	if m, err := c.read(); !errors.Is(err, io.EOF) {
+	m, err := c.read()
+	for err == nil && m.GetDraining() != nil {
+		m, err = c.read()
+	}
+	if !errors.Is(err, io.EOF) {
 		c.t.Errorf("candidate: got %v, %v instead of the end of the connection", m, err)
 	}
 }

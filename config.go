@@ -29,6 +29,7 @@ const (
 	DefaultMaxReadyTimeout = 10 * time.Minute
 	DefaultCommitTimeout   = 10 * time.Second
 	DefaultMaxProbation    = 10 * time.Minute
+	DefaultMaxDraining     = 4
 )
 
 // helloTimeout is how long an authorised client of the control socket may take
@@ -123,9 +124,27 @@ type Config struct {
 	// accepts nothing. A successor opens what is guarded when Ready has returned
 	// nil; neither is called for that.
 	Suspend, Resume func(ctx context.Context) error
-	// DrainTimeout ends the contexts of DrainContext, counted from Exit.
-	// Default 0: never.
+	// DrainTimeout is how long this process may go on after Exit, so that no old
+	// code runs for ever: it ends the contexts of DrainContext. A process that was
+	// replaced, and exits not within 2 s from then on, is ended: what is still
+	// open is logged, and it exits with the status [ExitDrainTimeout]. After Stop
+	// only the contexts end. Default 0: no limit.
 	DrainTimeout time.Duration
+	// OnDrainTimeout is called instead of that exit, once, in a goroutine of its
+	// own. The process goes on when it returns.
+	OnDrainTimeout func()
+	// MaxDraining is how many processes may drain at the same time (default 4): a
+	// successor is refused (ErrDraining) if more older ones than MaxDraining-1
+	// have not gone yet, since this one would be the next to drain. With 1, there
+	// is no handoff before the previous predecessor has exited.
+	MaxDraining int
+	// KillOverdue has this process, once it owns and is settled, end older ones
+	// that are still there 5 s after the end of their DrainTimeout, by SIGKILL, so
+	// that also a hung one goes. It takes a pidfd that the other has opened of
+	// itself, so it is never another process: Linux 5.3 or later, both in one pid
+	// namespace, and the predecessor of the same user or of root. Elsewhere they
+	// are only logged.
+	KillOverdue bool
 
 	// AcceptSuccessor is the owner's policy: an error refuses the successor
 	// with its text. Several may run at once; ctx ends after a few seconds. It
@@ -189,6 +208,7 @@ func (c *Config) populate(env environment) (*Config, error) {
 		p.AtProbationEnd = *env.atProbationEnd
 	}
 	setDefault(&p.MaxProbation, max(DefaultMaxProbation, p.Probation))
+	setDefault(&p.MaxDraining, DefaultMaxDraining)
 	if p.ListenConfig == nil {
 		p.ListenConfig = new(net.ListenConfig)
 	}
@@ -251,6 +271,9 @@ func (c *Config) validate() error {
 		if d.value < 0 {
 			return fmt.Errorf("invalid Config.%s: %v is negative", d.name, d.value)
 		}
+	}
+	if c.MaxDraining < 0 {
+		return fmt.Errorf("invalid Config.MaxDraining: %d is negative", c.MaxDraining)
 	}
 	if c.MaxReadyTimeout < c.ReadyTimeout {
 		return fmt.Errorf("invalid Config.MaxReadyTimeout: %v is below ReadyTimeout, %v", c.MaxReadyTimeout, c.ReadyTimeout)

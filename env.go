@@ -1,6 +1,7 @@
 package crossfade
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/crossfade-go/crossfade/scm"
 )
 
 // The environment of a process that is to take over. New removes all of it, so
@@ -94,6 +97,15 @@ func takeEnvironment() (environment, error) {
 		env.atProbationEnd = &end
 	}
 	return env, nil
+}
+
+// abandon closes the inherited connection, whose end tells the predecessor, of a
+// process that gives up because of err.
+func (env environment) abandon(err error) error {
+	if env.fd < 0 {
+		return err
+	}
+	return errors.Join(err, scm.NewFD(env.fd).Close())
 }
 
 // childEnviron returns environ without the variables of an earlier handoff and

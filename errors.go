@@ -24,6 +24,11 @@ var (
 // sysexits.h). After ErrRetired and ErrStopped it is 0, after everything else 1.
 const ExitRolledBack = 75
 
+// ExitDrainTimeout is the status with which the library itself ends a process
+// that was replaced and has not exited within Config.DrainTimeout: that of
+// timeout(1), and none that sysexits.h gives another name.
+const ExitDrainTimeout = 124
+
 // stoppedError is why a candidate that is told to stop gives up.
 type stoppedError struct{}
 
@@ -56,6 +61,9 @@ var (
 	ErrProbation = handoff.ErrProbation
 	// ErrSettled: the decision to stay has been taken, and cannot be undone.
 	ErrSettled = handoff.ErrSettled
+	// ErrDraining: as many older processes as Config.MaxDraining allows have not
+	// gone yet; the text names the oldest.
+	ErrDraining = handoff.ErrDraining
 	// ErrPolicy: the owner's AcceptSuccessor or Epoch refused.
 	ErrPolicy = handoff.ErrPolicy
 	// ErrDenied: the owner's Authorize, or its default, refused.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -54,7 +55,11 @@ type Fds struct {
 	// their paths remain until it has failed.
 	closedMeanwhile []*entry
 	orphans         []*entry // unix sockets that nobody asked for, closed: their paths remain
-	out             error    // why nothing can change any more
+	// listened has the Network and Address of every socket that this process has
+	// listened on, by which its connections are known when they are all that is
+	// left.
+	listened map[scm.Identity]bool
+	out      error // why nothing can change any more
 }
 
 // entry is one descriptor.
@@ -71,6 +76,7 @@ func newFds(c *Config, accepted func(net.Conn)) *Fds {
 	return &Fds{
 		log: c.Logger, limit: c.CommitTimeout, keep: c.KeepClosed, accepted: accepted,
 		byID: make(map[uint64]*entry), byName: make(map[string]*entry), opening: make(map[string]bool),
+		listened: make(map[scm.Identity]bool),
 	}
 }
 
@@ -440,6 +446,7 @@ func (f *Fds) wrapLocked(e *entry) (err error) {
 	closed := func() { f.closed(e) }
 	switch e.Kind {
 	case handoff.KindListener:
+		f.listened[scm.Identity{Network: e.Identity.Network, Address: e.Identity.Address}] = true
 		opts := pausable.ListenerOptions{Accepted: f.accepted, Closed: closed}
 		if u := e.UnixPath; u != nil {
 			opts.Addr = &net.UnixAddr{Name: u.Path, Net: e.Network} // it was bound to another name
@@ -535,6 +542,16 @@ func (f *Fds) unlink(e *entry) {
 	if err != nil {
 		f.log.Warn("the path of a unix listener stays", "name", e.Name, "err", err)
 	}
+}
+
+// connections lists the connections that this process has accepted and not
+// closed. A program gets plain connections, which nobody counts; the kernel knows
+// them. [errors.ErrUnsupported] elsewhere than on Linux.
+func (f *Fds) connections() ([]scm.Connection, error) {
+	f.mu.Lock()
+	listened := slices.Collect(maps.Keys(f.listened))
+	f.mu.Unlock()
+	return scm.Connections(listened)
 }
 
 func (f *Fds) sortedLocked() []*entry {

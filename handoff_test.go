@@ -695,7 +695,7 @@ func TestManySuccessorsAtOnce(t *testing.T) {
 		d, spec, owner, address := startOwner(t)
 		clients := startLoad(t, "tcp", address, 1)
 		first := newCandidate(t, spec.Socket, "Received")
-		spec.Wait, spec.Linger = generous, true
+		spec.Wait, spec.Linger, spec.MaxDraining = generous, true, successors+1
 		var all []*process
 		for range successors {
 			p := d.launch(spec)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
@@ -36,7 +37,13 @@ func (s service) Offer(context.Context) (*handoff.Offer, error) {
 		}
 		offer.Control, offer.Descriptors = control, ds
 	}
-	offer.Descriptors = append(offer.Descriptors, s.u.fds.offer()...)
+	self := s.u.cfg.process()
+	self.Generation = s.u.server.Generation()
+	alive, err := s.u.older.offer(self, s.u.cfg.DrainTimeout)
+	if err != nil {
+		return nil, err
+	}
+	offer.Descriptors = slices.Concat(offer.Descriptors, alive, s.u.fds.offer())
 	return offer, nil
 }
 
@@ -60,6 +67,7 @@ func (s service) Freeze(ctx context.Context) (*handoff.Changes, error) {
 
 func (s service) Thaw() {
 	s.u.fds.thaw()
+	s.u.older.endOffer()
 	s.u.accept()
 }
 
@@ -67,6 +75,7 @@ func (s service) Pause(except []uint64) { s.u.fds.pause(except) }
 
 func (s service) Resume() {
 	s.u.fds.thaw()
+	s.u.older.endOffer()
 	s.u.serveControl()
 	s.u.writePIDFile()
 	s.u.accept()
@@ -87,6 +96,8 @@ func (s service) Warnings() []string {
 }
 
 func (s service) Descriptors() []handoff.DescriptorStatus { return s.u.fds.All() }
+
+func (s service) Generations() []handoff.Generation { return s.u.older.list() }
 
 // CheckControl compares the control path and its lock with what this process
 // holds. What is missing is made anew, but only while no other process has

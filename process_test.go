@@ -88,6 +88,8 @@ type serviceSpec struct {
 	AtProbationEnd    crossfade.ProbationEnd
 	Exclusive         string // the lock file that Suspend and Resume guard, if not empty
 	Events            bool   // it reports each Event as "event"
+	MaxDraining       int
+	KillOverdue       bool
 	RequireAllClaimed bool
 	PIDFile           string
 	Disabled          bool
@@ -203,6 +205,7 @@ var sentinels = map[string]error{
 	"ErrAborted":           crossfade.ErrAborted,
 	"ErrLost":              crossfade.ErrLost,
 	"ErrUnclaimed":         crossfade.ErrUnclaimed,
+	"ErrDraining":          crossfade.ErrDraining,
 	"ErrLimit":             crossfade.ErrLimit,
 	"net.ErrClosed":        net.ErrClosed,
 	"context.Canceled":     context.Canceled,
@@ -1117,6 +1120,7 @@ func (s *service) config() *crossfade.Config {
 		DialTimeout: spec.DialTimeout, Wait: spec.Wait, ReadyTimeout: spec.ReadyTimeout,
 		MaxReadyTimeout: spec.MaxReadyTimeout, CommitTimeout: spec.CommitTimeout, DrainTimeout: spec.DrainTimeout,
 		Probation: spec.Probation, MaxProbation: spec.MaxProbation, AtProbationEnd: spec.AtProbationEnd,
+		MaxDraining: spec.MaxDraining, KillOverdue: spec.KillOverdue,
 		RequireAllClaimed: spec.RequireAllClaimed, PIDFile: spec.PIDFile, Disabled: spec.Disabled,
 		Logger: slog.New(slog.NewTextHandler(writerFunc(func(line string) { s.emit("log", nil, line) }), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}

@@ -217,7 +217,7 @@ func (f *Fds) receive(ds []handoff.Descriptor, late bool) (err error) {
 func (f *Fds) receiveLocked(d handoff.Descriptor, late bool) error {
 	switch d.Kind {
 	case handoff.KindListener, handoff.KindPacketConn, handoff.KindConn, handoff.KindFile:
-	case handoff.KindState, handoff.KindAlive:
+	case handoff.KindState:
 		// Of a predecessor that has more to say than this process understands.
 		f.log.Debug("closing what this version does not use", "name", d.Name, "kind", d.Kind)
 		return d.FD.Close()

@@ -134,6 +134,10 @@ func sameFile(path string, claim *rendezvous.Claim) bool {
 
 // takeOver receives the owner's offer. On an error nothing that came remains.
 func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.Time) error {
+	if peer, err := conn.Peer(); err == nil {
+		u.older.trust(peer)
+		_ = peer.Close()
+	}
 	taking, err := handoff.Connect(ctx, conn, &handoff.SuccessorConfig{
 		Process: u.cfg.process(), Force: u.env.force, Receiver: receiver{u},
 		Probation: u.wantedProbation(), AtProbationEnd: u.cfg.AtProbationEnd,
@@ -141,12 +145,14 @@ func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.
 	})
 	if err != nil {
 		u.fds.forget()
+		u.older.forget()
 		if claim, _ := u.takeClaims(); claim != nil {
 			err = errors.Join(err, claim.Release())
 		}
 		return err
 	}
 	u.taking = taking
+	u.older.follow(taking.Predecessor())
 	u.server.SetGeneration(taking.Generation())
 	return nil
 }
@@ -193,7 +199,7 @@ func (r receiver) Receive(control *handoff.Control, ds []handoff.Descriptor) err
 		}
 		r.u.setClaim(claim)
 	}
-	return r.u.fds.receive(ds, false)
+	return r.receive(ds, false)
 }
 
 // adoptedPlace is the predecessor's control path as this process sees it: the
@@ -208,7 +214,15 @@ func (u *Upgrader) adoptedPlace() rendezvous.Place {
 
 func (r receiver) Apply(changes handoff.Changes) error {
 	r.u.fds.remove(changes.Removed)
-	return r.u.fds.receive(changes.Added, true)
+	return r.receive(changes.Added, true)
+}
+
+func (r receiver) receive(ds []handoff.Descriptor, late bool) error {
+	ds, err := r.u.older.receive(ds)
+	if err != nil {
+		return err
+	}
+	return r.u.fds.receive(ds, late)
 }
 
 func (r receiver) Inherit(generation uint64) {
@@ -220,6 +234,7 @@ func (r receiver) Own(generation uint64, probation *handoff.Probation) {
 	r.u.server.Own(generation, true, false) // first: what is served next may ask for it
 	r.u.server.SetProbation(probation)
 	r.u.fds.thaw()
+	r.u.older.succeeded()
 	r.u.fds.own()
 	r.u.serveControl()
 	r.u.writePIDFile()
@@ -244,9 +259,17 @@ func (r receiver) Settled() {
 	r.u.giveUpInheritedPath()
 	r.u.server.SetSettled()
 	r.u.markSettled()
+	r.u.older.retired()
 }
 
-func (r receiver) Gone() { r.u.markGone() }
+func (r receiver) Draining(connections int, deadline time.Time) {
+	r.u.older.told(connections, deadline)
+}
+
+func (r receiver) Gone() {
+	r.u.older.left()
+	r.u.markGone()
+}
 
 func (r receiver) Fail(err error) {
 	if errors.Is(err, ErrRolledBack) && isClosed(r.u.stopping) {

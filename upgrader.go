@@ -29,6 +29,7 @@ type Upgrader struct {
 	log       *slog.Logger
 	env       environment
 	fds       *Fds
+	older     *generations
 	server    *handoff.Server
 	exclusive *exclusive
 	taking    *handoff.Taking // nil in a first process; set by New
@@ -84,10 +85,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	explicit := cfg != nil && cfg.Socket != ""
 	c, err := cfg.populate(env)
 	if err != nil {
-		if env.fd >= 0 { // its end tells the predecessor
-			err = errors.Join(err, scm.NewFD(env.fd).Close())
-		}
-		return nil, err
+		return nil, env.abandon(err)
 	}
 	u := &Upgrader{
 		cfg: c, log: c.Logger, env: env,
@@ -106,12 +104,22 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		Limits: handoff.Limits{
 			Hello: helloTimeout, Ready: c.ReadyTimeout, MaxReady: c.MaxReadyTimeout, Commit: c.CommitTimeout,
 			Probation: c.Probation, MaxProbation: c.MaxProbation,
+			MaxDraining: c.MaxDraining,
 		},
 		Authorize: c.Authorize,
 		Accept:    c.AcceptSuccessor,
 		OnEvent:   (&events{deliver: c.OnEvent}).post,
 		Log:       c.Logger,
 	})
+	u.older = &generations{
+		log: c.Logger, kill: c.KillOverdue, gone: u.server.GenerationGone,
+		owns: func() bool { return u.server.State().Owns() && isClosed(u.settled) },
+	}
+	if !c.Disabled {
+		if err := u.older.open(); err != nil {
+			return nil, env.abandon(err)
+		}
+	}
 	switch {
 	case c.Disabled:
 		u.server.Own(1, true, true)
@@ -125,6 +133,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		err = u.first(nil, 1)
 	}
 	if err != nil {
+		u.older.close()
 		return nil, err
 	}
 	return u, nil
@@ -309,37 +318,6 @@ func (u *Upgrader) Err() error {
 	return u.err
 }
 
-// DrainContext returns a context for what remains to be done after Exit: it
-// ends with parent, DrainTimeout after Exit, or when the successor asks for the
-// end of the drain. Without any of these it never ends. It may be called
-// before Exit.
-func (u *Upgrader) DrainContext(parent context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(parent)
-	go func() {
-		select {
-		case <-u.exit:
-		case <-ctx.Done():
-			return
-		}
-		var deadline <-chan time.Time
-		if limit := u.cfg.DrainTimeout; limit > 0 {
-			u.mu.Lock()
-			timer := time.NewTimer(time.Until(u.exitAt.Add(limit)))
-			u.mu.Unlock()
-			defer timer.Stop()
-			deadline = timer.C
-		}
-		select {
-		case <-deadline:
-			cancel(fmt.Errorf("crossfade: the drain has lasted DrainTimeout, %v: %w", u.cfg.DrainTimeout, context.DeadlineExceeded))
-		case <-u.endDrain:
-			cancel(fmt.Errorf("crossfade: the successor asked for the end of the drain: %w", context.Canceled))
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, func() { cancel(context.Canceled) }
-}
-
 // WaitForPredecessor returns nil when the predecessor has exited, at once if
 // there is none, or the cause of ctx. A process that gave up control in another
 // way than by exiting counts too. Once this process is out because its attempt
@@ -409,6 +387,9 @@ func (u *Upgrader) stop() {
 // the owner, so that nobody comes after it.
 func (u *Upgrader) end(owned bool, err error) {
 	u.server.Close()
+	if u.server.State() != handoff.StateDraining { // nobody waits for the end of this process
+		u.older.close()
+	}
 	if !owned {
 		u.letGo(err)
 		return
@@ -454,6 +435,7 @@ func (u *Upgrader) giveBack() {
 // letGo closes every copy of what was handed over or received (I6).
 func (u *Upgrader) letGo(err error) {
 	u.fds.retire(err)
+	u.older.letGo()
 	claim, inherited := u.takeClaims()
 	for _, c := range []*rendezvous.Claim{inherited, claim} {
 		if c == nil {
@@ -472,6 +454,9 @@ func (u *Upgrader) finish(err error) {
 		u.err, u.exitAt = err, time.Now()
 		u.mu.Unlock()
 		close(u.exit)
+		if mustDrain(err) {
+			go u.watchDrain() // as long as the process lasts
+		}
 	})
 }
 

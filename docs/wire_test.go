@@ -166,6 +166,8 @@ func (threeDescriptors) Thaw() {}
 
 func (threeDescriptors) CheckControl(context.Context) error { return nil }
 
+func (threeDescriptors) Generations() []handoff.Generation { return nil }
+
 // TestPassingCodes: which refusals are worth waiting for, as a successor sees
 // them.
 func TestPassingCodes(t *testing.T) {

@@ -184,9 +184,7 @@ func (s *Server) candidate(hello *pb.Hello, peer *scm.Peer) Candidate {
 // admit begins the candidate's attempt, or refuses it, in which case it keeps
 // the connection open until asking again is worthwhile.
 func (s *Server) admit(ctx context.Context, l *link, who Candidate) (*predecessor, error) {
-	s.mu.Lock()
-	refusal := s.refusalLocked()
-	s.mu.Unlock()
+	refusal, _ := s.refusal()
 	if refusal == nil || passing(refusal.GetCode()) { // a policy is the owner's alone
 		refusal = s.judge(ctx, who)
 	}
@@ -233,9 +231,7 @@ func (s *Server) judge(ctx context.Context, who Candidate) *pb.Refuse {
 // its attempt any more, or it leaves.
 func (s *Server) hold(l *link) {
 	for {
-		s.mu.Lock()
-		refusal, changed := s.refusalLocked(), s.changed
-		s.mu.Unlock()
+		refusal, changed := s.refusal()
 		if refusal == nil || !passing(refusal.GetCode()) {
 			return
 		}

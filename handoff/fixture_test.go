@@ -91,6 +91,7 @@ type service struct {
 	freezeErr  error
 	controlErr error
 	listed     []handoff.DescriptorStatus
+	older      []handoff.Generation
 	onOffer    func(context.Context) // nil for nothing
 	onFreeze   func(context.Context)
 	onResume   func()
@@ -127,6 +128,7 @@ func (s *service) EndDrain()                               { s.add("EndDrain") }
 func (s *service) CheckControl(context.Context) error      { return s.controlErr }
 func (s *service) Warnings() []string                      { return nil }
 func (s *service) Descriptors() []handoff.DescriptorStatus { return s.listed }
+func (s *service) Generations() []handoff.Generation       { return s.older }
 
 // receiver is a [handoff.Receiver] that records its calls and owns what it gets.
 type receiver struct {
@@ -197,6 +199,8 @@ func (r *receiver) Settled() {
 }
 
 func (r *receiver) Gone() { r.add("Gone") }
+
+func (r *receiver) Draining(connections int, _ time.Time) { r.add("Draining %d", connections) }
 
 func (r *receiver) Fail(err error) {
 	r.add("Fail")

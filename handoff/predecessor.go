@@ -66,6 +66,10 @@ type Service interface {
 	Warnings() []string
 	// Descriptors lists the registry for a status.
 	Descriptors() []DescriptorStatus
+	// Generations lists the older generations that have not gone yet, the oldest
+	// first. It looks whether they have. Like Descriptors it may be called at any
+	// time, by several goroutines.
+	Generations() []Generation
 }
 
 // errStop is the command to leave, whatever that means in the current state.
@@ -414,7 +418,7 @@ func (p *predecessor) retire() {
 		p.resume(err)
 		return
 	}
-	p.server.setState(StateDraining) // before the program hears of it
+	p.server.drains(p) // before the program hears of it
 	p.server.service.Retire()
 	p.server.retired(p)
 	p.drain()
@@ -424,6 +428,7 @@ func (p *predecessor) retire() {
 // open after it: its end is how the successor knows that this process is gone.
 func (p *predecessor) drain() {
 	p.enter(stepDrain, time.Time{})
+	defer p.server.forget(p)
 	for {
 		m, err := p.next(context.Background())
 		switch {
@@ -438,6 +443,7 @@ func (p *predecessor) drain() {
 			err = unexpected(m, stepDrain)
 		}
 		p.server.log.Warn("the successor sent what it must not send now", "successor", p.who.Process, "err", err)
+		p.server.forget(p)
 		_ = p.link.deaf() // only its end is left to wait for
 		return
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/crossfade-go/crossfade/scm"
 )
 
-// Limits are the deadlines of a [Server]. All but Probation and MaxProbation
-// must be positive.
+// Limits are the limits of a [Server]. All deadlines but Probation and
+// MaxProbation must be positive.
 type Limits struct {
 	Hello    time.Duration // from connecting to a complete Hello or request
 	Ready    time.Duration // from the offer to Ready
@@ -23,6 +23,10 @@ type Limits struct {
 
 	Probation    time.Duration // of a successor that asks for none in particular
 	MaxProbation time.Duration // the most that one may ask for
+
+	// MaxDraining is how many generations may drain at the same time, the one
+	// included that a handoff would make drain; 0 for any number.
+	MaxDraining int
 }
 
 // maxConnections bounds the connections that are served at the same time. Every
@@ -72,6 +76,7 @@ type Server struct {
 	stopped     chan struct{} // made by the first Stop, closed when it has ended
 	last        uint64        // the highest generation that was given out
 	attempt     *predecessor  // in whose way every other attempt is
+	retirement  *predecessor  // whose successor is told how the drain goes, nil for nobody
 	lastFailure *Failure
 	changed     chan struct{} // closed and replaced whenever a refusal may have passed
 	fd          *scm.FD       // the control listener, nil without one
@@ -163,6 +168,45 @@ func (s *Server) SetSettled() {
 	s.tellLocked("settled: the predecessor cannot come back", nil, nil)
 }
 
+// GenerationGone says that one of the older generations that [Service] lists has
+// gone: a refusal may have passed.
+func (s *Server) GenerationGone() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notifyLocked()
+}
+
+// Draining tells the successor of a process that drains how many connections are
+// still open and by when they will be gone: the zero time if that is not known.
+// It returns at once, and reports false if there is nobody to tell.
+func (s *Server) Draining(connections int, deadline time.Time) bool {
+	s.mu.Lock()
+	p := s.retirement
+	s.mu.Unlock()
+	if p == nil {
+		return false
+	}
+	return p.link.post(func() error {
+		m := &pb.Draining{Connections: uint64(max(connections, 0))}
+		if !deadline.IsZero() {
+			m.Remaining = durationpb.New(time.Until(deadline))
+		}
+		if err := p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Draining{Draining: m}}); err != nil {
+			s.forget(p) // it does not read, or has gone: nothing depends on it
+		}
+		return nil
+	})
+}
+
+// forget ends what [Server.Draining] does for p.
+func (s *Server) forget(p *predecessor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.retirement == p {
+		s.retirement = nil
+	}
+}
+
 // Open serves the control listener fd, which remains the caller's and must stay
 // open until Retire of [Service] or Stop. It calls listen(2) on it, so that
 // clients see this process's credentials from here on. Every change of owner
@@ -228,12 +272,13 @@ func (s *Server) Status(ctx context.Context) *Status {
 			warnings = append(warnings, err.Error())
 		}
 	}
-	descriptors := s.service.Descriptors()
+	descriptors, generations := s.service.Descriptors(), s.service.Generations()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := &Status{
 		Process: s.self, State: s.state, Since: s.since, Ready: s.ready,
 		LastFailure: s.lastFailure, Probation: s.probation, Warnings: warnings, Descriptors: descriptors,
+		Draining: generations,
 	}
 	if s.state == StateYielding {
 		st.Warnings = append(st.Warnings, "rolled back, and waiting for the predecessor to own again")
@@ -346,9 +391,10 @@ func (s *Server) notifyLocked() {
 // begin makes p's candidate the one whose attempt is under way, or says why it
 // cannot be.
 func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
+	older := s.service.Generations()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if refusal := s.refusalLocked(); refusal != nil {
+	if refusal := s.refusalLocked(older); refusal != nil {
 		return nil, refusal
 	}
 	s.last++
@@ -364,8 +410,20 @@ func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
 	return p, nil
 }
 
-// refusalLocked says why no attempt can begin now, nil if one can.
-func (s *Server) refusalLocked() *pb.Refuse {
+// refusal says why no attempt can begin now, nil if one can, and returns what
+// is closed when that may have changed.
+func (s *Server) refusal() (*pb.Refuse, <-chan struct{}) {
+	s.mu.Lock()
+	changed := s.changed
+	s.mu.Unlock()
+	older := s.service.Generations()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refusalLocked(older), changed
+}
+
+// refusalLocked is refusal, given the older generations that have not gone.
+func (s *Server) refusalLocked(older []Generation) *pb.Refuse {
 	switch {
 	case s.state == StateProbation, s.state == StateYielding, s.state == StateDraining:
 		return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_MOVED, Reason: "this process is no longer the owner: " + s.state.String()}
@@ -397,9 +455,26 @@ func (s *Server) refusalLocked() *pb.Refuse {
 			Code: pb.RefuseCode_REFUSE_CODE_NOT_READY, Reason: "the owner's own predecessor is just retiring",
 			Who: processToWire(s.self), Since: ago(s.since),
 		}
+	case s.limits.MaxDraining > 0 && len(older) >= s.limits.MaxDraining: // this process would be one more
+		return s.crowded(older)
 	default:
 		return nil
 	}
+}
+
+// crowded is the refusal because of the older generations.
+func (s *Server) crowded(older []Generation) *pb.Refuse {
+	oldest := older[0]
+	refusal := &pb.Refuse{
+		Code: pb.RefuseCode_REFUSE_CODE_DRAINING,
+		Reason: fmt.Sprintf("%d generations are draining and one more would be above the limit of %d; the oldest is %v",
+			len(older), s.limits.MaxDraining, oldest),
+		Who: processToWire(oldest.Process), Since: ago(oldest.Since),
+	}
+	if !oldest.Deadline.IsZero() {
+		refusal.Until = durationpb.New(max(0, time.Until(oldest.Deadline)))
+	}
+	return refusal
 }
 
 // cleared lets the attempt that is in the way look at what its candidate has
@@ -449,6 +524,15 @@ func (s *Server) left(p *predecessor) {
 	s.mu.Unlock()
 	s.log.Warn("stopping although the candidate could not be told: it may come to own the service", "successor", p.who.Process)
 	close(p.released)
+}
+
+// drains makes this process one that drains and tells its successor how that
+// goes.
+func (s *Server) drains(p *predecessor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retirement = p
+	s.setStateLocked(StateDraining)
 }
 
 // retired ends an attempt after which this process drains.

@@ -51,6 +51,9 @@ type Receiver interface {
 	Yield(ctx context.Context) error
 	// Settled is called when the predecessor cannot come back.
 	Settled()
+	// Draining is called when the retired predecessor tells how many connections
+	// it still has, and by when it will be gone: the zero time if it does not say.
+	Draining(connections int, deadline time.Time)
 	// Gone is called when the predecessor has closed its end: it has exited.
 	Gone()
 	// Fail is called when the attempt has ended without ownership. Everything
@@ -561,7 +564,8 @@ func (t *Taking) ownership() {
 			t.settle()
 			continue
 		case err == nil && m.GetDraining() != nil:
-			continue // for a display
+			t.draining(m.GetDraining())
+			continue
 		case !lost(err):
 			if err == nil {
 				err = unexpected(m, stepRetired)
@@ -804,6 +808,14 @@ func (t *Taking) ended() error {
 		return ErrSettled
 	}
 	return t.err
+}
+
+func (t *Taking) draining(m *pb.Draining) {
+	var deadline time.Time
+	if m.GetRemaining() != nil {
+		deadline = time.Now().Add(m.GetRemaining().AsDuration())
+	}
+	t.receiver.Draining(count(m.GetConnections()), deadline)
 }
 
 // tellGone calls Gone, once.

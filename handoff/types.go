@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"fmt"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -45,7 +46,7 @@ const (
 	KindState                      // a state that the predecessor has written
 	KindControl                    // the control listener
 	KindLock                       // the lock of the control path
-	KindAlive                      // tells by its end of file that a process is gone
+	KindAlive                      // tells the end of a generation: a pipe or a pidfd
 )
 
 var kindNames = [...]string{"", "listener", "packet conn", "conn", "file", "state", "control", "lock", "alive"}
@@ -206,8 +207,39 @@ type Descriptor struct {
 	Network  string // tcp, udp, unix, ...; empty for files
 	Address  string // local address or path
 	Identity scm.Identity
-	UnixPath *UnixPath // nil unless its owner unlinks a path for it
+	UnixPath *UnixPath   // nil unless its owner unlinks a path for it
+	Alive    *Generation // of KindAlive: whose end it tells; nil for the others
 	FD       *scm.FD
+}
+
+// Generation is a process that has owned the service and has not gone yet.
+type Generation struct {
+	Process Process
+	State   State     // draining, or probation as long as it can come back
+	Since   time.Time // when it came into that state
+	// Connections is how many it had open when it last told, which it tells its
+	// own successor only; -1 if it has not.
+	Connections int
+	// Deadline is when its drain should end; the zero time if it has no limit. Of
+	// a process that has not retired yet, in a manifest, it says how long the
+	// drain may last: the time from now to Deadline counts from its Retired.
+	Deadline time.Time
+}
+
+// String names the generation, what it does and until when, for logs and errors.
+func (g Generation) String() string {
+	s := fmt.Sprintf("%v, %v for %v", g.Process, g.State, time.Since(g.Since).Round(time.Millisecond))
+	if g.Connections >= 0 {
+		s += fmt.Sprintf(", %d connections when it last told", g.Connections)
+	}
+	switch left := time.Until(g.Deadline).Round(time.Millisecond); {
+	case g.Deadline.IsZero():
+		return s + ", without a limit"
+	case left < 0:
+		return s + fmt.Sprintf(", overdue since %v", -left)
+	default:
+		return s + fmt.Sprintf(", for at most %v more", left)
+	}
 }
 
 // Offer is everything that a handoff carries, as it was when it began. The
@@ -258,12 +290,13 @@ type DescriptorStatus struct {
 type Status struct {
 	Process     Process
 	State       State
-	Since       time.Time  // when it came into that state
-	Ready       bool       // whether it has called Ready
-	Attempt     *Attempt   // the handoff under way, or nil
-	Probation   *Probation // this process's own as an owner, nil once it is settled
-	LastFailure *Failure   // the last attempt that failed, or nil
-	Warnings    []string   // trouble that a person should know of
+	Since       time.Time    // when it came into that state
+	Ready       bool         // whether it has called Ready
+	Attempt     *Attempt     // the handoff under way, or nil
+	Probation   *Probation   // this process's own as an owner, nil once it is settled
+	LastFailure *Failure     // the last attempt that failed, or nil
+	Draining    []Generation // older generations that have not gone yet, the oldest first
+	Warnings    []string     // trouble that a person should know of
 	Descriptors []DescriptorStatus
 }
 

@@ -125,6 +125,9 @@ func descriptorToWire(d Descriptor) *pb.Descriptor {
 			Network: d.Identity.Network, Address: d.Identity.Address,
 		},
 	}
+	if d.Alive != nil {
+		w.Alive = generationToWire(*d.Alive)
+	}
 	if u := d.UnixPath; u != nil {
 		w.UnixPath = &pb.UnixPath{Path: u.Path, Bound: u.Bound, Dev: u.Dev, Ino: u.Ino}
 	}
@@ -152,11 +155,42 @@ func descriptorFromWire(w *pb.Descriptor, fd *scm.FD) (Descriptor, error) {
 		},
 		FD: fd,
 	}
+	if w.GetAlive() != nil {
+		g := generationFromWire(w.GetAlive())
+		d.Alive = &g
+	}
 	if u := w.GetUnixPath(); u != nil {
 		d.UnixPath = &UnixPath{Path: u.GetPath(), Bound: u.GetBound(), Dev: u.GetDev(), Ino: u.GetIno()}
 	}
 	return d, nil
 }
+
+func generationToWire(g Generation) *pb.Generation {
+	w := &pb.Generation{Process: processToWire(g.Process), State: pb.State(g.State), Since: ago(g.Since)}
+	if g.Connections >= 0 {
+		w.Connections = proto.Uint64(uint64(g.Connections))
+	}
+	if !g.Deadline.IsZero() {
+		w.Remaining = durationpb.New(time.Until(g.Deadline))
+	}
+	return w
+}
+
+func generationFromWire(w *pb.Generation) Generation {
+	g := Generation{
+		Process: processFromWire(w.GetProcess()), State: State(w.GetState()), Since: before(w.GetSince()), Connections: -1,
+	}
+	if w != nil && w.Connections != nil { //nolint:protogetter // whether it is there is the question
+		g.Connections = count(w.GetConnections())
+	}
+	if w.GetRemaining() != nil {
+		g.Deadline = time.Now().Add(w.GetRemaining().AsDuration())
+	}
+	return g
+}
+
+// count bounds a number from the other side.
+func count(n uint64) int { return int(min(n, math.MaxInt32)) }
 
 // page is one ManifestPage before it is sent.
 type page struct {
@@ -222,6 +256,9 @@ func statusToWire(s *Status) *pb.StatusReply {
 	for _, warning := range s.Warnings {
 		w.Warnings = append(w.Warnings, oneLine(warning))
 	}
+	for _, g := range s.Draining {
+		w.Draining = append(w.Draining, generationToWire(g))
+	}
 	if a := s.Attempt; a != nil {
 		w.Attempt = &pb.Attempt{Successor: processToWire(a.Successor), Step: a.Step, Status: a.Status, Since: ago(a.Began)}
 		if !a.Deadline.IsZero() {
@@ -267,6 +304,9 @@ func (s *Status) addPage(w *pb.StatusReply) {
 		s.Ready = w.GetReady()
 		for _, warning := range w.GetWarnings() {
 			s.Warnings = append(s.Warnings, printable(warning))
+		}
+		for _, g := range w.GetDraining() {
+			s.Draining = append(s.Draining, generationFromWire(g))
 		}
 		if a := w.GetAttempt(); a != nil {
 			s.Attempt = &Attempt{

@@ -43,4 +43,8 @@ func rights([]int) []byte { return nil }
 
 func peerClosed(int) bool { return false }
 
+func pollHangUp(int) bool { return false }
+
+func setNonblock(int) error { return errUnsupported }
+
 func reserve(int) error { return errUnsupported }

@@ -249,7 +249,9 @@ const (
 	Kind_KIND_CONTROL Kind = 6
 	// The lock of the control path, named `crossfade.lock`, second on page 0.
 	Kind_KIND_LOCK Kind = 7
-	// The read end of a pipe whose end of file says that a process is gone.
+	// What tells the end of a generation: the read end of a pipe of which that
+	// process alone holds the other, `crossfade.alive.<generation>`, or a pidfd
+	// of it, `crossfade.pidfd.<generation>`.
 	Kind_KIND_ALIVE Kind = 8
 )
 
@@ -1857,7 +1859,7 @@ type Descriptor struct {
 	Identity *Identity `protobuf:"bytes,6,opt,name=identity,proto3" json:"identity,omitempty"`
 	// The file of a unix socket that its owner unlinks when it stops for good.
 	UnixPath *UnixPath `protobuf:"bytes,7,opt,name=unix_path,json=unixPath,proto3" json:"unix_path,omitempty"`
-	// KIND_ALIVE: whose end the pipe tells.
+	// KIND_ALIVE: whose end it tells.
 	Alive *Generation `protobuf:"bytes,8,opt,name=alive,proto3" json:"alive,omitempty"`
 	// KIND_STATE: when it was written.
 	StateMoment   StateMoment `protobuf:"varint,9,opt,name=state_moment,json=stateMoment,proto3,enum=crossfade.handoff.v1.StateMoment" json:"state_moment,omitempty"`
@@ -2978,9 +2980,10 @@ type Generation struct {
 	State State `protobuf:"varint,2,opt,name=state,proto3,enum=crossfade.handoff.v1.State" json:"state,omitempty"`
 	// How long it has been in that state.
 	Since *durationpb.Duration `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
-	// Its open connections, as far as it has told.
-	Connections uint64 `protobuf:"varint,4,opt,name=connections,proto3" json:"connections,omitempty"`
-	// How long its drain may still last; absent: no limit.
+	// Its open connections when it last told; absent: it has not.
+	Connections *uint64 `protobuf:"varint,4,opt,name=connections,proto3,oneof" json:"connections,omitempty"`
+	// How long its drain may still last, counted from its Retired if it has not
+	// retired yet; negative: it is overdue; absent: no limit.
 	Remaining     *durationpb.Duration `protobuf:"bytes,5,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3038,8 +3041,8 @@ func (x *Generation) GetSince() *durationpb.Duration {
 }
 
 func (x *Generation) GetConnections() uint64 {
-	if x != nil {
-		return x.Connections
+	if x != nil && x.Connections != nil {
+		return *x.Connections
 	}
 	return 0
 }
@@ -4518,14 +4521,15 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\vconnections\x18\x01 \x01(\x04R\vconnections\x127\n" +
 	"\tremaining\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tremaining\"\n" +
 	"\n" +
-	"\bEndDrain\"\x84\x02\n" +
+	"\bEndDrain\"\x99\x02\n" +
 	"\n" +
 	"Generation\x127\n" +
 	"\aprocess\x18\x01 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\aprocess\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.crossfade.handoff.v1.StateR\x05state\x12/\n" +
-	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12 \n" +
-	"\vconnections\x18\x04 \x01(\x04R\vconnections\x127\n" +
-	"\tremaining\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tremaining\"\x9a\x04\n" +
+	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12%\n" +
+	"\vconnections\x18\x04 \x01(\x04H\x00R\vconnections\x88\x01\x01\x127\n" +
+	"\tremaining\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tremainingB\x0e\n" +
+	"\f_connections\"\x9a\x04\n" +
 	"\x0eControlRequest\x12=\n" +
 	"\x06status\x18\x01 \x01(\v2#.crossfade.handoff.v1.StatusRequestH\x00R\x06status\x12:\n" +
 	"\x05watch\x18\x02 \x01(\v2\".crossfade.handoff.v1.WatchRequestH\x00R\x05watch\x12@\n" +
@@ -4897,6 +4901,7 @@ func file_crossfade_handoff_v1_handoff_proto_init() {
 		(*ServerMessage_Draining)(nil),
 		(*ServerMessage_Control)(nil),
 	}
+	file_crossfade_handoff_v1_handoff_proto_msgTypes[29].OneofWrappers = []any{}
 	file_crossfade_handoff_v1_handoff_proto_msgTypes[30].OneofWrappers = []any{
 		(*ControlRequest_Status)(nil),
 		(*ControlRequest_Watch)(nil),

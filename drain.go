@@ -1,0 +1,151 @@
+package crossfade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// drainGrace is the time between the end of DrainContext and the enforced end of
+// the process.
+const drainGrace = 2 * time.Second
+
+const (
+	// countInterval is the shortest time between two counts of the connections
+	// that are still open, and countShare how much more than a count takes.
+	countInterval = time.Second
+	countShare    = 50
+
+	// maxListed is how many connections are listed that were still open.
+	maxListed = 20
+)
+
+// DrainContext returns a context for what remains to be done after Exit: it
+// ends with parent, DrainTimeout after Exit, or when the successor asks for the
+// end of the drain. Without any of these it never ends. It may be called
+// before Exit.
+//
+// When DrainTimeout ends it, the cause matches [context.DeadlineExceeded], and a
+// process that was replaced has 2 s to exit by itself, with whatever status it
+// likes. See Config.DrainTimeout for what happens then.
+func (u *Upgrader) DrainContext(parent context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
+	go func() {
+		select {
+		case <-u.exit:
+		case <-ctx.Done():
+			return
+		}
+		var ended <-chan time.Time
+		if deadline := u.drainDeadline(); !deadline.IsZero() {
+			timer := time.NewTimer(time.Until(deadline))
+			defer timer.Stop()
+			ended = timer.C
+		}
+		select {
+		case <-ended:
+			cancel(fmt.Errorf("crossfade: the drain has lasted DrainTimeout, %v: %w", u.cfg.DrainTimeout, context.DeadlineExceeded))
+		case <-u.endDrain:
+			cancel(fmt.Errorf("crossfade: the successor asked for the end of the drain: %w", context.Canceled))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(context.Canceled) }
+}
+
+// drainDeadline is when DrainTimeout is over, the zero time if there is none.
+// Exit is closed.
+func (u *Upgrader) drainDeadline() time.Time {
+	if u.cfg.DrainTimeout == 0 {
+		return time.Time{}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.exitAt.Add(u.cfg.DrainTimeout)
+}
+
+// mustDrain reports whether a process that exits because of err was replaced.
+func mustDrain(err error) bool { return errors.Is(err, ErrRetired) || errors.Is(err, ErrRolledBack) }
+
+// watchDrain lasts as long as the process, which was replaced: it tells the
+// successor what is still open, and enforces DrainTimeout.
+func (u *Upgrader) watchDrain() {
+	deadline := u.drainDeadline()
+	var overstayed <-chan time.Time
+	if !deadline.IsZero() {
+		timer := time.NewTimer(time.Until(deadline) + drainGrace)
+		defer timer.Stop()
+		overstayed = timer.C
+	}
+	last := -1
+	for {
+		next, stop := u.tellConnections(&last, deadline)
+		if next == nil && overstayed == nil {
+			return
+		}
+		select {
+		case <-overstayed:
+			stop()
+			u.overstay()
+			overstayed = nil // the program goes on
+		case <-next:
+		}
+	}
+}
+
+// tellConnections counts the connections that are still open and tells the
+// successor if the number has changed. next gets a value when it is time to count
+// again, and never if there is nobody to tell or nothing to be known.
+func (u *Upgrader) tellConnections(last *int, deadline time.Time) (next <-chan time.Time, stop func() bool) {
+	began := time.Now()
+	open, err := u.fds.connections()
+	if err != nil {
+		u.log.Debug("the connections that are still open cannot be counted", "err", err)
+		return nil, func() bool { return true }
+	}
+	if len(open) != *last {
+		*last = len(open)
+		if !u.server.Draining(len(open), deadline) {
+			return nil, func() bool { return true }
+		}
+	}
+	timer := time.NewTimer(max(countInterval, countShare*time.Since(began)))
+	return timer.C, timer.Stop
+}
+
+// overstay ends a process that drains for too long.
+func (u *Upgrader) overstay() {
+	listed := "unknown"
+	open, err := u.fds.connections()
+	if err == nil {
+		listed = listConnections(open)
+	}
+	log := u.log.With("limit", u.cfg.DrainTimeout, "grace", drainGrace, "connections", listed)
+	if u.cfg.OnDrainTimeout != nil {
+		log.Warn("the drain has lasted too long: calling Config.OnDrainTimeout")
+		u.cfg.OnDrainTimeout()
+		return
+	}
+	log.Error("the drain has lasted too long: exiting", "status", ExitDrainTimeout)
+	os.Exit(ExitDrainTimeout) //nolint:revive // what Config.DrainTimeout promises, because the program did not
+}
+
+// listConnections names connections for a log line.
+func listConnections(open []scm.Connection) string {
+	text := fmt.Sprintf("%d open", len(open))
+	for i, c := range open {
+		if i == maxListed {
+			return text + ", ..."
+		}
+		remote := c.Remote
+		if remote == "" {
+			remote = "a client without a name"
+		}
+		text += fmt.Sprintf(", %s from %s on %s", c.Network, remote, c.Local)
+	}
+	return text
+}

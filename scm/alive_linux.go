@@ -1,0 +1,117 @@
+package scm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func ownPidfd() (int, error) {
+	num, err := unix.PidfdOpen(os.Getpid(), 0) // close-on-exec by itself
+	if errors.Is(err, unix.ENOSYS) {
+		err = errors.Join(err, errors.ErrUnsupported)
+	}
+	return num, os.NewSyscallError("pidfd_open", err)
+}
+
+// checkPidfd sends no signal. Every other error than EBADF is about the process.
+func checkPidfd(fd int) error {
+	if err := unix.PidfdSendSignal(fd, 0, nil, 0); err == unix.EBADF {
+		return ErrNotProcess
+	}
+	return nil
+}
+
+func kill(fd int) error {
+	own, err := namesSelf(fd)
+	switch {
+	case err != nil:
+		return err
+	case own:
+		return fmt.Errorf("the pidfd is this process's own: %w", os.ErrPermission)
+	}
+	err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	switch err {
+	case unix.ESRCH:
+		return os.ErrProcessDone
+	case unix.EBADF:
+		return ErrNotProcess
+	}
+	return os.NewSyscallError("pidfd_send_signal", err)
+}
+
+// namesSelf reports whether a pidfd is one of this process: a service may have
+// been handed over within one. Its number is found in fdinfo, proc(5), and
+// belongs to this process alone as long as this one lives.
+func namesSelf(fd int) (bool, error) {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(info)) {
+		if pid, ok := strings.CutPrefix(line, "Pid:"); ok {
+			return strings.TrimSpace(pid) == strconv.Itoa(os.Getpid()), nil
+		}
+	}
+	return false, ErrNotProcess
+}
+
+// connections asks about every descriptor. The numbers belong to others, who may
+// close and reuse them meanwhile; nothing that is asked changes anything.
+func connections(listeners []Identity) ([]Connection, error) {
+	dir, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var found []Connection
+	seen := make(map[uint64]bool)
+	for _, name := range names {
+		fd, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		if c, ok := connectionOf(fd, listeners); ok {
+			if id := cookie(fd); id == 0 || !seen[id] {
+				seen[id] = true
+				found = append(found, c)
+			}
+		}
+	}
+	return found, nil
+}
+
+// connectionOf begins with what is cheapest and fails for most descriptors.
+func connectionOf(fd int, listeners []Identity) (Connection, bool) {
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return Connection{}, false
+	}
+	c := Connection{Local: address(local)}
+	sockType, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return Connection{}, false
+	}
+	domain, protocol := domainAndProtocol(fd, local)
+	c.Network = network(domain, sockType, protocol)
+	for _, l := range listeners {
+		if !acceptedFrom(l, c.Network, c.Local) {
+			continue
+		}
+		remote, err := unix.Getpeername(fd)
+		if err != nil {
+			return Connection{}, false // the listener itself, or a peer that is gone
+		}
+		c.Remote = address(remote)
+		return c, true
+	}
+	return Connection{}, false
+}
