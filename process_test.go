@@ -90,6 +90,8 @@ type serviceSpec struct {
 	Events            bool   // it reports each Event as "event"
 	MaxDraining       int
 	KillOverdue       bool
+	OnDrainTimeout    bool // the hook reports "overstay"
+	KeepDraining      bool // it does not leave when DrainContext ends
 	RequireAllClaimed bool
 	PIDFile           string
 	Disabled          bool
@@ -1091,7 +1093,7 @@ func runService() {
 		check(socket.Close())
 	}
 	s.mu.Unlock()
-	s.conns.Wait()
+	s.drain()
 	s.upg.Stop()
 	cancel()
 	s.commands.Wait()
@@ -1100,6 +1102,26 @@ func runService() {
 		os.Exit(crossfade.ExitRolledBack)
 	case !errors.Is(err, crossfade.ErrRetired) && !errors.Is(err, crossfade.ErrStopped):
 		os.Exit(1)
+	}
+}
+
+// drain returns when nothing is open any more, or when it must end.
+func (s *service) drain() {
+	idle := make(chan struct{})
+	go func() {
+		s.conns.Wait()
+		close(idle)
+	}()
+	ctx, cancel := s.upg.DrainContext(s.ctx)
+	defer cancel()
+	ended := ctx.Done()
+	if s.spec.KeepDraining {
+		ended = nil
+	}
+	select {
+	case <-idle:
+	case <-ended:
+		s.emit("drained", context.Cause(ctx), nil)
 	}
 }
 
@@ -1126,6 +1148,9 @@ func (s *service) config() *crossfade.Config {
 	}
 	if spec.KeepAlive != nil {
 		cfg.ListenConfig = &net.ListenConfig{KeepAliveConfig: *spec.KeepAlive}
+	}
+	if spec.OnDrainTimeout {
+		cfg.OnDrainTimeout = func() { s.emit("overstay", nil, nil) }
 	}
 	if spec.Refuse != "" {
 		cfg.AcceptSuccessor = func(context.Context, crossfade.Successor) error { return errors.New(spec.Refuse) }
