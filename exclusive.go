@@ -2,10 +2,13 @@ package crossfade
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
 )
 
 // exclusive is what only one process may use at a time, behind Config.Suspend and
@@ -82,9 +85,14 @@ func (x *exclusive) tryLocked() bool {
 }
 
 func (x *exclusive) resumeOnce() error {
-	ctx, cancel := context.WithTimeout(context.Background(), x.limit)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), x.limit,
+		&handoff.TimeoutError{For: "end of Config.Resume", Limit: x.limit})
 	defer cancel()
-	return x.resume(ctx)
+	err := x.resume(ctx)
+	if late := context.Cause(ctx); err != nil && late != nil && !errors.Is(err, late) {
+		return fmt.Errorf("%w: %w", late, err)
+	}
+	return err
 }
 
 // note keeps and logs what has become of a Resume.

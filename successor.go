@@ -76,7 +76,11 @@ func (u *Upgrader) search(ctx context.Context, until time.Time) (*scm.Conn, *ren
 	ctx, cancel := context.WithDeadlineCause(ctx, until,
 		&handoff.TimeoutError{For: "answer on " + u.cfg.Socket, Limit: u.cfg.DialTimeout})
 	defer cancel()
-	return rendezvous.Find(ctx, u.cfg.place())
+	conn, claim, err := rendezvous.Find(ctx, u.cfg.place())
+	if errors.Is(err, handoff.ErrTimeout) {
+		err = &handoff.Error{Side: handoff.Successor, Step: "connecting", Err: err}
+	}
+	return conn, claim, err
 }
 
 // joinInherited takes over through the connection that the predecessor's

@@ -428,7 +428,8 @@ func (u *Upgrader) giveBack() {
 		err = u.settle(ctx)
 	}
 	if err != nil && !isClosed(u.settled) {
-		u.log.Warn("stopping although the predecessor has not answered: it gets the service back", "err", err)
+		u.log.Warn("stopping although the predecessor has not answered: it gets the service back",
+			"err", &handoff.Error{Side: handoff.Successor, Step: "stopping", Err: err})
 	}
 }
 

@@ -133,6 +133,7 @@ func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 		return nil, errServed // a probe that connects and leaves is no news
 	}
 	if err != nil {
+		err = &Error{Side: Predecessor, Step: stepHello, Err: err}
 		s.refuse(l, refusalOf(err))
 		return nil, err
 	}
@@ -216,6 +217,10 @@ func (s *Server) judge(ctx context.Context, who Candidate) *pb.Refuse {
 	}
 	if s.policy != nil {
 		if err := s.policy(ctx, who); err != nil {
+			if late := new(TimeoutError); errors.As(context.Cause(ctx), &late) {
+				late = &TimeoutError{For: "decision of the policy", Limit: late.Limit}
+				err = &Error{Side: Predecessor, Step: stepHello, Err: fmt.Errorf("%w: %w", late, err)}
+			}
 			return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_POLICY, Reason: sentence(err)}
 		}
 	}
@@ -266,16 +271,21 @@ func (s *Server) serveController(ctx context.Context, l *link) error {
 	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}}); err != nil {
 		return err
 	}
+	const step = "ControlRequest"
+	deadline, _ := ctx.Deadline() // of the Hello and this
+	waiting, cancel := context.WithDeadlineCause(context.Background(), deadline, &TimeoutError{For: step, Limit: s.limits.Hello})
+	defer cancel()
 	m := new(pb.ClientMessage)
-	_, err := l.next(ctx, m)
+	_, err := l.next(waiting, m)
 	if lost(err) {
 		return nil
 	}
 	request := m.GetControl()
 	if err == nil && request == nil {
-		err = unexpected(m, "ControlRequest")
+		err = unexpected(m, step)
 	}
 	if err != nil {
+		err = &Error{Side: Predecessor, Step: step, Err: err}
 		s.refuse(l, refusalOf(err))
 		return err
 	}

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -257,6 +258,15 @@ func abortCode(err error) pb.AbortCode {
 		}
 	}
 	return pb.AbortCode_ABORT_CODE_FAILED
+}
+
+// hookError is why a function of the program has failed that had until the end
+// of ctx: its own error is not the news if it took too long.
+func hookError(ctx context.Context, err error) error {
+	if late := context.Cause(ctx); late != nil && !errors.Is(err, late) {
+		return fmt.Errorf("%w: %w: %w", ErrHook, late, err)
+	}
+	return fmt.Errorf("%w: %w", ErrHook, err)
 }
 
 // sentence is err as the reason field of a message: one line, bounded.

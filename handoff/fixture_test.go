@@ -95,6 +95,7 @@ type service struct {
 	onOffer    func(context.Context) // nil for nothing
 	onFreeze   func(context.Context)
 	onResume   func()
+	onRetire   func()
 }
 
 func (s *service) Offer(ctx context.Context) (*handoff.Offer, error) {
@@ -123,7 +124,13 @@ func (s *service) Resume() {
 	}
 }
 
-func (s *service) Retire()                                 { s.add("Retire") }
+func (s *service) Retire() {
+	s.add("Retire")
+	if s.onRetire != nil {
+		s.onRetire()
+	}
+}
+
 func (s *service) EndDrain()                               { s.add("EndDrain") }
 func (s *service) CheckControl(context.Context) error      { return s.controlErr }
 func (s *service) Warnings() []string                      { return nil }
@@ -222,6 +229,7 @@ type owner struct {
 	server  *handoff.Server
 	service *service
 	cfg     *handoff.ServerConfig
+	refuse  func(context.Context) error // for a test's own policy
 }
 
 // newOwner returns an owner at rest of generation 1, which has three

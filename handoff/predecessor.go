@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -130,9 +131,9 @@ func (p *predecessor) offer() error {
 	p.enter(stepOffer, p.deadline)
 	ctx, cancel := p.until(p.deadline, stepOffer, limits.Ready)
 	offer, err := p.server.service.Offer(ctx)
-	cancel()
+	defer cancel()
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHook, err)
+		return hookError(ctx, err)
 	}
 	if n := len(offer.Descriptors); n > MaxDescriptors {
 		return fmt.Errorf("%w: %d descriptors are to be handed over, the protocol carries %d", ErrLimit, n, MaxDescriptors)
@@ -270,7 +271,7 @@ func (p *predecessor) commit() error {
 	defer cancel()
 	changes, err := p.server.service.Freeze(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrHook, err)
+		return hookError(ctx, err)
 	}
 	if err := p.sendPages(paginate(p.pages, nil, changes.Added, changes.Removed), deadline, limit); err != nil {
 		return err
@@ -320,7 +321,7 @@ func (p *predecessor) abort(err error) error {
 	if told(err) {
 		return nil
 	}
-	reason := &pb.Abort{Code: abortCode(err), Reason: sentence(err)}
+	reason := &pb.Abort{Code: abortCode(err), Reason: sentence(&Error{Side: Predecessor, Step: p.step, Err: err})}
 	err = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Abort{Abort: reason}})
 	if !p.offered {
 		return nil
@@ -334,7 +335,7 @@ func (p *predecessor) standby() {
 	m, err := p.await(time.Now().Add(limit), stepCommitAck, limit)
 	if errors.As(err, new(*TimeoutError)) { // and not an Abort for a timeout
 		p.server.log.Warn("the successor has not answered Commit: accepting and standing by until it does or ends",
-			"successor", p.who.Process, "waited", limit)
+			"successor", p.who.Process, "err", &Error{Side: Predecessor, Step: stepCommitAck, Err: err})
 		p.enter(stepCommitAck, time.Time{})
 		m, err = p.next(context.Background())
 	}
@@ -524,7 +525,7 @@ func (p *predecessor) await(deadline time.Time, step string, limit time.Duration
 }
 
 func (p *predecessor) until(deadline time.Time, step string, limit time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithDeadlineCause(context.Background(), deadline, &TimeoutError{For: step, Limit: limit})
+	return context.WithDeadlineCause(context.Background(), deadline, &TimeoutError{For: strings.TrimPrefix(step, "the "), Limit: limit})
 }
 
 func (p *predecessor) next(ctx context.Context) (*pb.ClientMessage, error) {

@@ -77,7 +77,7 @@ func TestPredecessorLimits(t *testing.T) {
 		elapse(limits.Commit)
 		synctest.Wait()
 		mustMatchAny(t, c.outcome(), handoff.ErrTimeout, handoff.ErrHook) // its own limit is the same
-		mustMatch(t, errors.New(o.failure()), nil, "hook failed: no the last page within 11s")
+		mustMatch(t, errors.New(o.failure()), nil, "predecessor, at the last page: hook failed: no last page within 11s")
 		o.takeOverAgain()
 	})
 }

@@ -105,7 +105,8 @@ func (p *predecessor) spawned(pid int, exited <-chan struct{}) {
 		p.run()
 		return
 	}
+	err = &Error{Side: Predecessor, Step: stepHello, Err: err}
 	s.refuse(p.link, refusalOf(err))
 	p.link.close()
-	s.failed(p, stepHello, &Error{Side: Predecessor, Step: stepHello, Err: err})
+	s.failed(p, stepHello, err)
 }

@@ -159,7 +159,7 @@ func connect(ctx context.Context, conn frames, cfg *SuccessorConfig) (*Taking, e
 		return t, nil
 	}
 	if !errors.As(err, new(*RefusedError)) {
-		t.abort(err)
+		t.abort(step, err)
 	}
 	if lost(err) {
 		err = &LostError{Generation: t.generation, Err: errors.Unwrap(err)}
@@ -318,7 +318,8 @@ func (t *Taking) refused(ctx context.Context, w *pb.Refuse, until time.Time) err
 			return refused
 		}
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, until)
+		limit := time.Until(until).Round(time.Millisecond)
+		ctx, cancel = context.WithDeadlineCause(ctx, until, &TimeoutError{For: "change", Limit: limit})
 		defer cancel()
 	}
 	if err := t.link.conn.Discard(ctx); err != nil {
@@ -418,7 +419,7 @@ func (t *Taking) run() {
 	defer t.link.close()
 	step, err := t.candidacy()
 	if err != nil {
-		t.abort(err)
+		t.abort(step, err)
 		t.link.close()
 		t.err = &Error{Side: Successor, Step: step, Err: err}
 		t.receiver.Fail(t.err)
@@ -471,6 +472,8 @@ func (t *Taking) takeOver() (string, error) {
 			t.log.Warn("the predecessor has died: this process owns the service now", "predecessor", t.predecessor)
 			t.own()
 			return "", nil
+		case err != nil && !final && errors.Is(err, context.Cause(ctx)) && t.call.ctx.Err() == nil:
+			return stepManifestPage, &TimeoutError{For: stepManifestPage, Limit: t.commitLimit}
 		case err != nil:
 			return stepCommit, cancelled(t.call.ctx, err)
 		case m.GetManifestPage() != nil && !final:
@@ -585,8 +588,10 @@ func (t *Taking) ownership() {
 
 // warnUnsettled logs that the predecessor takes long to retire.
 func (t *Taking) warnUnsettled() *time.Timer {
-	return time.AfterFunc(t.granted+t.commitLimit, func() {
-		t.log.Warn("the predecessor has not retired yet: this process serves, and hands over to nobody before that", "predecessor", t.predecessor)
+	limit := t.granted + t.commitLimit
+	return time.AfterFunc(limit, func() {
+		t.log.Warn("the predecessor has not retired yet: this process serves, and hands over to nobody before that", "predecessor", t.predecessor,
+			"err", &Error{Side: Successor, Step: stepRetired, Err: &TimeoutError{For: stepRetired, Limit: limit}})
 	})
 }
 
@@ -655,10 +660,13 @@ func (t *Taking) giveBack() (over bool) {
 	defer func() { t.yielding = nil }()
 	ctx, cancel := context.WithTimeoutCause(context.Background(), t.commitLimit, &TimeoutError{For: stepYield, Limit: t.commitLimit})
 	err := t.receiver.Yield(ctx)
+	if err != nil {
+		err = hookError(ctx, err)
+	}
 	cancel()
 	if err != nil {
 		t.log.Error("this process cannot give the service back, and keeps it", "predecessor", t.predecessor, "err", err)
-		r.end(&Error{Side: Successor, Step: stepYield, Err: fmt.Errorf("%w: %w", ErrHook, err)})
+		r.end(&Error{Side: Successor, Step: stepYield, Err: err})
 		return false
 	}
 	t.answered, t.owns = true, false
@@ -702,7 +710,8 @@ func (t *Taking) out(step string, err error) {
 // (I10). An error is errStop, or says that it is gone or has broken the protocol.
 func (t *Taking) awaitResumed() error {
 	overdue := time.AfterFunc(t.commitLimit, func() {
-		t.log.Warn("the predecessor has not resumed yet: accepting for it until it does or ends", "predecessor", t.predecessor)
+		t.log.Warn("the predecessor has not resumed yet: accepting for it until it does or ends", "predecessor", t.predecessor,
+			"err", &Error{Side: Successor, Step: stepResumed, Err: &TimeoutError{For: stepResumed, Limit: t.commitLimit}})
 	})
 	defer overdue.Stop()
 	for {
@@ -827,11 +836,12 @@ func (t *Taking) tellGone() {
 }
 
 // abort tells the predecessor why this side gives up, unless it knows.
-func (t *Taking) abort(err error) {
+func (t *Taking) abort(step string, err error) {
 	if told(err) {
 		return
 	}
-	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Abort{Abort: &pb.Abort{Code: abortCode(err), Reason: sentence(err)}}})
+	reason := &pb.Abort{Code: abortCode(err), Reason: sentence(&Error{Side: Successor, Step: step, Err: err})}
+	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Abort{Abort: reason}})
 }
 
 // patiently is next with a limit for a silent owner.

@@ -51,6 +51,7 @@ func TestSuccessorLimits(t *testing.T) {
 			}
 		})
 	}
+	missing := []string{"ManifestPage", "Commit"}
 	for i, said := range [][]proto.Message{{}, {manifestPage(1)}} {
 		bubble(t, fmt.Sprintf("Commit, %d", i), func(t *testing.T) {
 			c := newCandidate(t)
@@ -68,7 +69,7 @@ func TestSuccessorLimits(t *testing.T) {
 			elapse(time.Nanosecond)
 			synctest.Wait()
 			err := c.outcome()
-			mustMatch(t, err, is(handoff.ErrTimeout), "successor, at Commit: no Commit within 11s")
+			mustMatch(t, err, is(handoff.ErrTimeout), "successor, at "+missing[i]+": no "+missing[i]+" within 11s")
 			if errors.Is(err, handoff.ErrCancelled) {
 				t.Error("the error says that the caller has cancelled")
 			}
@@ -264,7 +265,7 @@ func TestAbortByTheProgram(t *testing.T) {
 			synctest.Wait()
 			mustHaveCalled(t, &c.receiver.calls, "Receive 3, Fail")
 			mustMatch(t, c.taking.Ready(t.Context(), nil), is(cause))
-			mustMatch(t, errors.New(o.failure()), nil, "aborted by the other side: "+cause.Error())
+			mustMatch(t, errors.New(o.failure()), nil, "aborted by the other side: successor, at the call of Ready: "+cause.Error())
 			o.takeOver()
 		})
 	}

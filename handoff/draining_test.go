@@ -1,0 +1,162 @@
+package handoff_test
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+)
+
+// older returns generations that have not gone, the oldest first.
+func older(n int) []handoff.Generation {
+	all := []handoff.Generation{
+		{
+			Process: handoff.Process{Instance: "ancient", BuildVersion: "v0", Generation: 3, PID: 33},
+			State:   handoff.StateDraining, Since: time.Now().Add(-time.Minute), Connections: 12, Deadline: time.Now().Add(time.Hour),
+		},
+		{
+			Process: handoff.Process{Instance: "old", Generation: 4},
+			State:   handoff.StateDraining, Since: time.Now(), Connections: -1,
+		},
+	}
+	return all[:n]
+}
+
+func TestMaxDraining(t *testing.T) {
+	allow := func(n int) func(*handoff.ServerConfig) {
+		return func(cfg *handoff.ServerConfig) { cfg.Limits.MaxDraining = n }
+	}
+	for _, tt := range []struct{ limit, draining int }{{0, 2}, {3, 2}, {2, 1}, {1, 0}} {
+		bubble(t, "there is room", func(t *testing.T) {
+			o := newOwner(t, allow(tt.limit))
+			o.service.older = older(tt.draining)
+			o.takeOver()
+		})
+	}
+	for _, tt := range []struct{ limit, draining int }{{2, 2}, {1, 1}, {1, 2}} {
+		bubble(t, "there is none", func(t *testing.T) {
+			o := newOwner(t, allow(tt.limit))
+			o.service.older = older(tt.draining)
+			c := newCandidate(t).connect(t.Context(), o)
+			<-c.connected
+			mustMatch(t, c.err, is(handoff.ErrDraining), `the oldest is instance "ancient", generation 3, version v0, pid 33`,
+				"draining for 1m0s", "12 connections", "at most 1h0m0s more")
+			refused := new(handoff.RefusedError)
+			if !errors.As(c.err, &refused) || refused.Who == nil || *refused.Who != older(1)[0].Process ||
+				time.Since(refused.Since) != time.Minute || time.Until(refused.Until) != time.Hour || !refused.Passing() {
+				t.Errorf("the refusal is %+v", refused)
+			}
+			o.mustBe(handoff.StateOwner)
+			_, err := o.server.SpawnOn(newPipe(t).server)
+			mustMatch(t, err, is(handoff.ErrDraining), "ancient")
+			mustHaveCalled(t, &o.service.calls, "")
+		})
+	}
+	bubble(t, "who waits is told when one has gone", func(t *testing.T) {
+		o := newOwner(t, allow(2))
+		o.service.older = older(2)
+		c := newCandidate(t)
+		c.cfg.WaitUntil = time.Now().Add(time.Hour)
+		c.connect(t.Context(), o)
+		elapse(time.Minute)
+		select {
+		case <-c.connected:
+			t.Fatalf("Connect: %v", c.err)
+		default:
+		}
+		o.service.older = older(1)
+		o.server.GenerationGone()
+		synctest.Wait()
+		<-c.connected
+		mustMatch(t, c.err, is(handoff.ErrAskAgain, handoff.ErrDraining))
+		o.takeOver()
+	})
+}
+
+func TestStatusOfGenerations(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		o := newOwner(t)
+		o.service.older = append(older(2), handoff.Generation{
+			Process: handoff.Process{Instance: "late", Generation: 5}, State: handoff.StateDraining, Since: time.Now(),
+			Deadline: time.Now().Add(-time.Second),
+		})
+		p := newPipe(t)
+		go o.server.Serve(p.server, nil)
+		status, err := handoff.QueryStatusOn(t.Context(), p.client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(status.Draining) != len(o.service.older) {
+			t.Fatalf("the status lists %v", status.Draining)
+		}
+		for i, want := range o.service.older {
+			got := status.Draining[i]
+			if got.Process != want.Process || got.State != want.State || !got.Since.Equal(want.Since) ||
+				got.Connections != want.Connections || !got.Deadline.Equal(want.Deadline) {
+				t.Errorf("the status lists\n\t%v\nwant\n\t%v", got, want)
+			}
+		}
+	})
+}
+
+func TestDrainingIsTold(t *testing.T) {
+	retired := func(t *testing.T) (*owner, *player) {
+		o := newOwner(t)
+		p := o.client()
+		if o.server.Draining(5, time.Time{}) {
+			t.Error("an owner has somebody to tell")
+		}
+		throughCommit(p)
+		p.say(commitAck(true))
+		p.mustHear("Retired")
+		return o, p
+	}
+	bubble(t, "to the successor", func(t *testing.T) {
+		o, p := retired(t)
+		for n := range 3 {
+			if !o.server.Draining(n, time.Now().Add(time.Hour)) {
+				t.Error("there is nobody to tell")
+			}
+			m, _ := p.hear()
+			if d, ok := m.(*pb.Draining); !ok || d.GetConnections() != uint64(n) || d.GetRemaining().AsDuration() != time.Hour {
+				t.Errorf("the successor hears %v", m)
+			}
+		}
+		p.say(endDrain) // it is read all the while
+		mustHaveCalled(t, &o.service.calls, "Offer, Freeze, Pause [], Pause [], Retire, EndDrain")
+		p.close()
+		if o.server.Draining(0, time.Time{}) {
+			t.Error("there is somebody to tell when the successor has gone")
+		}
+	})
+	bubble(t, "from before the program hears of its retirement", func(t *testing.T) {
+		o := newOwner(t)
+		o.service.onRetire = func() { o.server.Draining(7, time.Time{}) }
+		p := o.client()
+		throughCommit(p)
+		p.say(commitAck(true))
+		p.mustHear("Retired", "Draining")
+	})
+	bubble(t, "not to one that has broken the protocol", func(t *testing.T) {
+		o, p := retired(t)
+		p.say(settle)
+		if o.server.Draining(1, time.Time{}) {
+			t.Error("there is somebody to tell")
+		}
+		p.mustHear()
+	})
+	bubble(t, "by the successor's machine", func(t *testing.T) {
+		c := newCandidate(t)
+		p := c.server()
+		p.say(welcome(0), manifestPage(0))
+		c.ready(t.Context())
+		p.say(manifestPage(1), &pb.Commit{}, &pb.Retired{}, &pb.Draining{Connections: 4}, &pb.Draining{Connections: 1 << 63})
+		c.mustOwn()
+		if got := c.receiver.count("Draining"); got != 2 {
+			t.Errorf("calls are %v", &c.receiver.calls)
+		}
+	})
+}
