@@ -82,8 +82,8 @@ type Config struct {
 	// DialTimeout is how long New waits for a silent owner, at each step
 	// (default 5 s).
 	DialTimeout time.Duration
-	// Wait is how long New queues while the owner is busy with another
-	// successor. Default 0: not at all. An owner that is not ready yet is
+	// Wait is how long New queues while the owner is busy with another successor,
+	// on probation itself, or has too many older ones that drain. Default 0: not at all. An owner that is not ready yet is
 	// always waited for, as long as New's context allows.
 	Wait time.Duration
 	// ReadyTimeout is how long a successor may take from the offer to Ready
@@ -131,7 +131,8 @@ type Config struct {
 	// only the contexts end. Default 0: no limit.
 	DrainTimeout time.Duration
 	// OnDrainTimeout is called instead of that exit, once, in a goroutine of its
-	// own. The process goes on when it returns.
+	// own. The process goes on when it returns; but it is overdue, and an owner
+	// with KillOverdue ends it.
 	OnDrainTimeout func()
 	// MaxDraining is how many processes may drain at the same time (default 4): a
 	// successor is refused (ErrDraining) if more older ones than MaxDraining-1

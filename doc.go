@@ -57,6 +57,12 @@
 // and exit, with status 0, or [ExitRolledBack] if Err matches [ErrRolledBack].
 // Stop is right in every state, so defer it.
 //
+// Set [Config.DrainTimeout], so that no old code runs for ever: what
+// [Upgrader.DrainContext] has not ended by then is ended by the library. A signal
+// to a process that drains is the program's own affair. It may exit at once: its
+// successor has everything that the two shared. The program in examples/signals
+// shows that.
+//
 // The protocol is described in docs/protocol.md. Package handoff implements it
 // for other facades; package tableflip has the API of the library of that name.
 package crossfade

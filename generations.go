@@ -86,7 +86,8 @@ func (gs *generations) offer(self handoff.Process, limit time.Duration) (ds []ha
 		own.Deadline = time.Now().Add(limit)
 	}
 	for _, g := range append(slices.Clone(gs.older), &generation{Generation: own, alive: gs.watched, pidfd: gs.pidfd}) {
-		number := strconv.FormatUint(g.Process.Generation, 10)
+		about := g.Generation // as it is now
+		number := strconv.FormatUint(about.Process.Generation, 10)
 		for _, d := range []handoff.Descriptor{
 			{Name: aliveName + number, FD: g.alive},
 			{Name: pidfdName + number, FD: g.pidfd},
@@ -94,7 +95,7 @@ func (gs *generations) offer(self handoff.Process, limit time.Duration) (ds []ha
 			if d.FD == nil {
 				continue
 			}
-			d.ID, d.Kind, d.Alive = aliveIDs+uint64(len(ds)), handoff.KindAlive, &g.Generation
+			d.ID, d.Kind, d.Alive = aliveIDs+uint64(len(ds)), handoff.KindAlive, &about
 			if d.Identity, err = d.FD.Identify(); err != nil {
 				return nil, err
 			}
@@ -361,6 +362,17 @@ func (gs *generations) list() []handoff.Generation {
 		}
 	}
 	return all
+}
+
+// warnings says for a status which of them are overdue.
+func (gs *generations) warnings() []string {
+	var warnings []string
+	for _, g := range gs.list() {
+		if g.State == handoff.StateDraining && !g.Deadline.IsZero() && time.Since(g.Deadline) >= killGrace {
+			warnings = append(warnings, fmt.Sprintf("an older generation is overdue: %v", g))
+		}
+	}
+	return warnings
 }
 
 // armLocked has the end of g enforced when it is overdue.

@@ -89,10 +89,11 @@ func (s service) Retire() {
 func (s service) EndDrain() { s.u.endDrainOnce.Do(func() { close(s.u.endDrain) }) }
 
 func (s service) Warnings() []string {
+	warnings := s.u.older.warnings()
 	if w := s.u.exclusive.warning(); w != "" {
-		return []string{w}
+		warnings = append(warnings, w)
 	}
-	return nil
+	return warnings
 }
 
 func (s service) Descriptors() []handoff.DescriptorStatus { return s.u.fds.All() }

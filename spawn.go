@@ -27,6 +27,7 @@ const reapGrace = 3 * time.Second
 // can be: the error then matches ErrOutcomeUnknown, and State tells later.
 //
 // Errors: ErrBusy if another attempt is under way, also from a second Upgrade;
+// ErrDraining if too many older processes have not gone yet;
 // ErrNotReady before Ready; ErrControlLost; ErrTimeout; ErrAborted with the successor's reason;
 // ErrLost if it exited, with its exit status in the text;
 // [errors.ErrUnsupported] if Config.Disabled is set.

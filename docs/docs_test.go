@@ -255,6 +255,7 @@ func TestLimits(t *testing.T) {
 		"a name, an instance":                        handoff.MaxName,
 		"status in Progress":                         handoff.MaxStatus,
 		"reason":                                     number(t, "../handoff/errors.go", "maxReason"),
+		"older generations in an offer":              number(t, "../generations.go", "maxGenerations"),
 		"connections that a server serves at once":   number(t, "../handoff/server.go", "maxConnections"),
 	}
 	rows := table(t, section(t, "## 6. Frames"), "limit", "value")
@@ -278,6 +279,9 @@ func TestDeadlines(t *testing.T) {
 		"Ready to FinalReceived":                           crossfade.DefaultCommitTimeout,
 		" to one write":                                    write,
 		"the start to Hello":                               crossfade.DefaultReadyTimeout,
+
+		"the end of DrainTimeout to its exit":                       duration(t, "../drain.go", "drainGrace"),
+		"the end of an older generation's drain to its end of file": duration(t, "../generations.go", "killGrace"),
 	}
 	for _, row := range table(t, section(t, "## 12. Time"), "who waits", "from", "to", "default") {
 		if limit, ok := want[row[1]+" to "+row[2]]; ok {

@@ -62,11 +62,14 @@ func TestEveryTimeoutNamesSideStepAndLimit(t *testing.T) {
 		{"Hello", limits.Hello, nil, nil, "Refuse", "no Hello within 3s"},
 		{"ControlRequest", limits.Hello, []proto.Message{controller}, nil, "Refuse", "no ControlRequest within 3s"},
 		{
-			"Hello", limits.Hello, []proto.Message{hello()}, func(o *owner) { o.refuse = late },
+			"Hello", limits.Hello,
+			[]proto.Message{hello()},
+			func(o *owner) { o.refuse = late },
 			"Refuse", "no decision of the policy within 3s",
 		},
 		{
-			"the offer", limits.Ready, []proto.Message{hello()},
+			"the offer", limits.Ready,
+			[]proto.Message{hello()},
 			func(o *owner) { o.service.onOffer = func(ctx context.Context) { o.service.offerErr = late(ctx) } },
 			"Abort", "hook failed: no offer within 1m0s",
 		},

@@ -180,7 +180,7 @@ func generationFromWire(w *pb.Generation) Generation {
 	g := Generation{
 		Process: processFromWire(w.GetProcess()), State: State(w.GetState()), Since: before(w.GetSince()), Connections: -1,
 	}
-	if w != nil && w.Connections != nil { //nolint:protogetter // whether it is there is the question
+	if w != nil && w.Connections != nil { // whether it is there is the question
 		g.Connections = count(w.GetConnections())
 	}
 	if w.GetRemaining() != nil {

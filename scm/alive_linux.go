@@ -35,10 +35,10 @@ func kill(fd int) error {
 		return fmt.Errorf("the pidfd is this process's own: %w", os.ErrPermission)
 	}
 	err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-	switch err {
-	case unix.ESRCH:
+	switch {
+	case errors.Is(err, unix.ESRCH):
 		return os.ErrProcessDone
-	case unix.EBADF:
+	case errors.Is(err, unix.EBADF):
 		return ErrNotProcess
 	}
 	return os.NewSyscallError("pidfd_send_signal", err)
