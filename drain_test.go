@@ -158,6 +158,22 @@ func TestTheDeathOfAnOldGenerationIsSeen(t *testing.T) {
 	}
 }
 
+// What a process starts, its successor too, holds nothing that makes the process
+// look alive.
+func TestTheDeathOfAParentIsSeen(t *testing.T) {
+	t.Parallel()
+	d, _, first, address := startOwner(t)
+	connect(t, "tcp", address).answer()
+	first.do("upgrade")
+	second := d.spawned()
+	second.expect("settled")
+	if got := second.status().Draining; len(got) != 1 || got[0].Process.PID != first.pid {
+		t.Errorf("it lists %v", got)
+	}
+	first.kill()
+	second.wantGone(first)
+}
+
 func TestMaxDraining(t *testing.T) {
 	t.Parallel()
 	d, spec, first, address := startOwner(t, func(s *serviceSpec) {

@@ -65,10 +65,10 @@ type Upgrader struct {
 // connection (CROSSFADE_FD, see Upgrade) comes before Config.Socket, that
 // before CROSSFADE_SOCKET.
 //
-// Errors: ErrOwnerUnknown and those of the owner's refusal (ErrBusy, ErrDraining, ErrPolicy,
-// ErrDenied, ErrIncompatible, ErrStopping), ErrTimeout if it is silent,
-// ErrLimit if this process cannot hold what is offered, ErrAborted. Nothing is
-// bound or unlinked then, and everything received is closed.
+// Errors: ErrOwnerUnknown and those of the owner's refusal (ErrBusy, ErrDraining,
+// ErrPolicy, ErrDenied, ErrIncompatible, ErrStopping), ErrTimeout if it is
+// silent, ErrLimit if this process cannot hold what is offered, ErrAborted.
+// Nothing is bound or unlinked then, and everything received is closed.
 func New(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	u, err := newUpgrader(ctx, cfg)
 	if err != nil {
