@@ -152,6 +152,8 @@ type receiver struct {
 	control *handoff.Control
 	got     []handoff.Descriptor
 	failure error
+
+	deadline time.Time // of the last Draining
 }
 
 func (r *receiver) Receive(control *handoff.Control, ds []handoff.Descriptor) error {
@@ -207,7 +209,10 @@ func (r *receiver) Settled() {
 
 func (r *receiver) Gone() { r.add("Gone") }
 
-func (r *receiver) Draining(connections int, _ time.Time) { r.add("Draining %d", connections) }
+func (r *receiver) Draining(connections int, deadline time.Time) {
+	r.add("Draining %d", connections)
+	r.deadline = deadline
+}
 
 func (r *receiver) Fail(err error) {
 	r.add("Fail")

@@ -76,10 +76,10 @@ var unknownEnum = map[protoreflect.FullName]string{
 	"StatusReply.state":       "a kind, a state or an origin in a status",
 	"DescriptorStatus.kind":   "a kind, a state or an origin in a status",
 	"DescriptorStatus.origin": "a kind, a state or an origin in a status",
+	"Generation.state":        "a kind, a state or an origin in a status",
 	// In messages that this version does not read.
-	"Generation.state": "",
-	"Event.state":      "",
-	"Outcome.state":    "",
+	"Event.state":   "",
+	"Outcome.state": "",
 }
 
 // TestEveryEnumerationHasItsOutcome: who adds a field must say what an older or a
@@ -475,12 +475,16 @@ func inAStatus(t *testing.T) {
 			st, err := asked(t, &pb.ControlResponse{Response: &pb.ControlResponse_Status{Status: &pb.StatusReply{
 				Last: true, Process: &pb.Process{}, State: pb.State(number),
 				Descriptors: []*pb.DescriptorStatus{{Name: "a", Kind: pb.Kind(number), Origin: pb.Origin(number)}},
+				Draining:    []*pb.Generation{{State: pb.State(number)}},
 			}}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if d := st.Descriptors[0]; st.State != 0 || d.Kind != 0 || d.Origin != 0 || st.State.Owns() {
 				t.Errorf("they are taken for %v, %v, %v", st.State, d.Kind, d.Origin)
+			}
+			if g := st.Draining[0]; g.State != 0 || g.Connections != -1 {
+				t.Errorf("an older generation is taken for %v", g)
 			}
 		})
 	}
@@ -562,10 +566,10 @@ var durations = map[protoreflect.FullName]func(t *testing.T, d *durationpb.Durat
 	"Attempt.remaining":         timesInAStatus,
 	"Failure.ago":               timesInAStatus,
 	"Probation.remaining":       timesInAStatus,
+	"Generation.since":          timesInAStatus,
+	"Generation.remaining":      timesInAStatus,
 	"Draining.remaining":        drainingForDisplay,
 	// In messages that this version does not read.
-	"Generation.since":       nil,
-	"Generation.remaining":   nil,
 	"UpgradeRequest.timeout": nil,
 }
 
@@ -709,6 +713,7 @@ func timesInAStatus(t *testing.T, d *durationpb.Duration) {
 	st, err := asked(t, &pb.ControlResponse{Response: &pb.ControlResponse_Status{Status: &pb.StatusReply{
 		Last: true, Process: &pb.Process{}, Since: d, Attempt: &pb.Attempt{Since: d, Remaining: d},
 		LastFailure: &pb.Failure{Ago: d}, Probation: &pb.Probation{Remaining: d},
+		Draining: []*pb.Generation{{Since: d, Remaining: d}},
 	}}})
 	if err != nil {
 		t.Fatal(err)
@@ -716,6 +721,8 @@ func timesInAStatus(t *testing.T, d *durationpb.Duration) {
 	mustBeBefore(t, st.Since, d)
 	mustBeBefore(t, st.Attempt.Began, d)
 	mustBeBefore(t, st.LastFailure.At, d)
+	mustBeBefore(t, st.Draining[0].Since, d)
+	mustBeIn(t, st.Draining[0].Deadline, d)
 	if d == nil != st.Attempt.Deadline.IsZero() || d != nil && time.Until(st.Attempt.Deadline) != sane(d) || time.Until(st.Probation.Until) != sane(d) {
 		t.Errorf("there are %v and %v left, want %v", time.Until(st.Attempt.Deadline), time.Until(st.Probation.Until), sane(d))
 	}
@@ -729,7 +736,16 @@ func drainingForDisplay(t *testing.T, d *durationpb.Duration) {
 	p.say(manifestPage(1), &pb.Commit{}, &pb.Retired{}, &pb.Draining{Connections: math.MaxUint64, Remaining: d})
 	c.mustOwn()
 	p.close()
-	mustHaveCalled(t, &c.receiver.calls, "Receive 0, Apply +0 -0, Own 2, Settled, Gone")
+	mustHaveCalled(t, &c.receiver.calls, "Receive 0, Apply +0 -0, Own 2, Settled, Draining 2147483647, Gone")
+	mustBeIn(t, c.receiver.deadline, d)
+}
+
+// mustBeIn fails unless at is as far away as d says, and none at all without it.
+func mustBeIn(t *testing.T, at time.Time, d *durationpb.Duration) {
+	t.Helper()
+	if d == nil != at.IsZero() || d != nil && time.Until(at) != sane(d) {
+		t.Errorf("it is %v, in %v, want %v", at, time.Until(at), sane(d))
+	}
 }
 
 func TestAbsurdNumbers(t *testing.T) {

@@ -822,7 +822,7 @@ func (t *Taking) ended() error {
 func (t *Taking) draining(m *pb.Draining) {
 	var deadline time.Time
 	if m.GetRemaining() != nil {
-		deadline = time.Now().Add(m.GetRemaining().AsDuration())
+		deadline = after(m.GetRemaining())
 	}
 	t.receiver.Draining(count(m.GetConnections()), deadline)
 }

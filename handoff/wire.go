@@ -178,13 +178,14 @@ func generationToWire(g Generation) *pb.Generation {
 
 func generationFromWire(w *pb.Generation) Generation {
 	g := Generation{
-		Process: processFromWire(w.GetProcess()), State: State(w.GetState()), Since: before(w.GetSince()), Connections: -1,
+		Process: processFromWire(w.GetProcess()), State: State(known(w.GetState(), stateNames[:])),
+		Since: before(w.GetSince()), Connections: -1,
 	}
 	if w != nil && w.Connections != nil { // whether it is there is the question
 		g.Connections = count(w.GetConnections())
 	}
 	if w.GetRemaining() != nil {
-		g.Deadline = time.Now().Add(w.GetRemaining().AsDuration())
+		g.Deadline = after(w.GetRemaining())
 	}
 	return g
 }
