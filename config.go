@@ -142,9 +142,9 @@ type Config struct {
 	// KillOverdue has this process, once it owns and is settled, end older ones
 	// that are still there 5 s after the end of their DrainTimeout, by SIGKILL, so
 	// that also a hung one goes. It takes a pidfd that the other has opened of
-	// itself, so it is never another process: Linux 5.3 or later, both in one pid
-	// namespace, and the predecessor of the same user or of root. Elsewhere they
-	// are only logged.
+	// itself, so it is never another process: Linux 5.3 or later, the other in
+	// this pid namespace or one below it, and the predecessor of the same user or
+	// of root. Elsewhere they are only logged.
 	KillOverdue bool
 
 	// AcceptSuccessor is the owner's policy: an error refuses the successor
