@@ -1,0 +1,4 @@
+package statefile
+
+// CreateTemporary is Create where there are no memfds.
+var CreateTemporary = createTemporary
