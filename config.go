@@ -114,9 +114,9 @@ type Config struct {
 	// Suspend lets go of it, before the successor's Ready returns, and before a
 	// rollback. It is called when this process accepts nothing, on any of its
 	// sockets, so that no work arrives that needs it. If it returns an error it
-	// must have undone what it did: the handoff then fails. ctx ends after
-	// CommitTimeout; a Suspend that does not heed it holds the service up for as
-	// long as it takes.
+	// must have undone what it did: the handoff then fails. ctx ends after four
+	// fifths of CommitTimeout, or when the successor has gone; a Suspend that does
+	// not heed it holds the service up for as long as it takes.
 	//
 	// Resume takes it back, before this process accepts again: after a handoff
 	// that has failed, after a rollback, after a successor's death. While it

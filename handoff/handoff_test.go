@@ -282,6 +282,9 @@ func TestThePredecessorDies(t *testing.T) {
 				if m.passed("< ManifestPage 1") {
 					want += ", Apply +0 -0"
 				}
+				if !m.passed("< Commit") {
+					want += ", Inherit 2"
+				}
 				want += ", Own 2, Settled, Gone"
 			}
 			mustHaveCalled(t, &c.receiver.calls, want)

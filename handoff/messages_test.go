@@ -460,6 +460,7 @@ func TestSuccessorAgainstWrongContents(t *testing.T) {
 		{"no generation", []proto.Message{with(welcome(0), func(w *pb.Welcome) { w.Generation = 0 })}, "no generation"},
 		{"no commit timeout", []proto.Message{with(welcome(0), func(w *pb.Welcome) { w.CommitTimeout = nil })}, "no commit timeout"},
 		{"more descriptors than any service has", []proto.Message{welcome(handoff.MaxDescriptors + 1)}, "the limit is"},
+		{"more descriptors pending than there are", []proto.Message{with(welcome(1), func(w *pb.Welcome) { w.Pending = 2 })}, "2 of them pending"},
 		{"more descriptors than announced", []proto.Message{welcome(1), page(0, "a", "b")}, "makes 2 descriptors"},
 		{"fewer descriptors than announced", []proto.Message{welcome(2), page(0, "a")}, "announced 2 descriptors and ends after 1"},
 		{"a page out of order", []proto.Message{welcome(1), page(1, "a")}, "page 1 came instead of page 0"},

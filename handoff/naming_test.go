@@ -78,9 +78,9 @@ func TestEveryTimeoutNamesSideStepAndLimit(t *testing.T) {
 		{"Received", limits.Ready, upToReady[:3], nil, "Abort", "no Received within 1m0s"},
 		{"Ready", limits.Ready, upToReady, nil, "Abort", "no Ready within 1m0s"},
 		{
-			"the last page", limits.Commit, append(upToReady[:4:4], ready),
+			"the last page", limits.Commit * 4 / 5, append(upToReady[:4:4], ready),
 			func(o *owner) { o.service.onFreeze = func(ctx context.Context) { o.service.freezeErr = late(ctx) } },
-			"Abort", "hook failed: no last page within 11s",
+			"Abort", "hook failed: no last page within 8.8s",
 		},
 		{"PageAck", limits.Commit, append(upToReady[:4:4], ready), nil, "Abort", "no PageAck within 11s"},
 		{"FinalReceived", limits.Commit, append(upToReady[:4:4], ready, pageAck(2)), nil, "Abort", "no FinalReceived within 11s"},
@@ -219,6 +219,6 @@ func TestHookThatIsLate(t *testing.T) {
 		c.ready(t.Context())
 		elapse(limits.Commit)
 		synctest.Wait()
-		mustMatch(t, errors.New(o.failure()), nil, "no last page within 11s", "the database is busy")
+		mustMatch(t, errors.New(o.failure()), nil, "no last page within 8.8s", "the database is busy")
 	})
 }

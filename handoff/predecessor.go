@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -31,8 +32,7 @@ const (
 )
 
 // Service is what the predecessor's machine needs of the process that owns.
-// Its methods are called by the machine's goroutine, one at a time, in the
-// order of one of these lines:
+// Its methods are called one at a time, in the order of one of these lines:
 //
 //	Offer, Thaw                                     the attempt failed
 //	Offer, Freeze, Thaw                             it failed after Ready
@@ -40,8 +40,8 @@ const (
 //	Offer, Freeze, Resume                           the successor was lost before CommitAck
 //	Offer, Freeze, Pause, Pause(nil), Retire        the successor stays
 type Service interface {
-	// Offer lists everything to be handed over. What it lists stays open
-	// until Thaw, Resume or Retire.
+	// Offer lists everything to be handed over. What it lists, and what its
+	// Complete makes, stays open until Thaw, Resume or Retire.
 	Offer(ctx context.Context) (*Offer, error)
 	// Freeze makes the registry wait, pauses what two processes must not read
 	// at once, lets go of exclusive resources, and returns what has changed
@@ -73,8 +73,12 @@ type Service interface {
 	Generations() []Generation
 }
 
-// errStop is the command to leave, whatever that means in the current state.
-var errStop = fmt.Errorf("%w (this process)", ErrStopping)
+var (
+	// errStop is the command to leave, whatever that means in the current state.
+	errStop = fmt.Errorf("%w (this process)", ErrStopping)
+	// errHookOver ends the listening during a hook.
+	errHookOver = errors.New("the hook has returned")
+)
 
 // predecessor drives one attempt from the owner's side.
 type predecessor struct {
@@ -89,9 +93,10 @@ type predecessor struct {
 	pages      uint32    // sent
 	acked      uint32    // acknowledged
 	unclaimed  []uint64
-	committed  bool   // from before Commit is written; of the machine's goroutine, as is ended
-	ended      bool   // it has failed before Commit, and nothing can change that
-	brokeAt    string // the step at which the connection broke after Commit
+	early      *pb.ClientMessage // read during a hook, for the next step
+	committed  bool              // from before Commit is written; of the machine's goroutine, as is ended
+	ended      bool              // it has failed before Commit, and nothing can change that
+	brokeAt    string            // the step at which the connection broke after Commit
 
 	fate     chan error    // receives the fate once: nil at CommitAck; room for it, so that nobody need read
 	released chan struct{} // closed when the attempt is no longer in anybody's way
@@ -135,12 +140,14 @@ func (p *predecessor) offer() error {
 	if err != nil {
 		return hookError(ctx, err)
 	}
-	if n := len(offer.Descriptors); n > MaxDescriptors {
-		return fmt.Errorf("%w: %d descriptors are to be handed over, the protocol carries %d", ErrLimit, n, MaxDescriptors)
+	total := len(offer.Descriptors) + offer.Pending
+	if total > MaxDescriptors {
+		return fmt.Errorf("%w: %d descriptors are to be handed over, the protocol carries %d", ErrLimit, total, MaxDescriptors)
 	}
 	err = p.write(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{
 		Version: Version, Predecessor: processToWire(p.server.process()), Generation: p.generation,
-		Total:           uint32(len(offer.Descriptors)),
+		Total:           uint32(total),
+		Pending:         uint32(offer.Pending),
 		ReadyTimeout:    durationpb.New(limits.Ready),
 		MaxReadyTimeout: durationpb.New(limits.MaxReady),
 		CommitTimeout:   durationpb.New(limits.Commit),
@@ -156,6 +163,9 @@ func (p *predecessor) offer() error {
 	if m.GetPrepared() == nil {
 		return unexpected(m, stepPrepared)
 	}
+	if err := p.complete(offer); err != nil {
+		return err
+	}
 	if err := p.sendPages(paginate(0, offer.Control, offer.Descriptors, nil), p.deadline, limits.Ready); err != nil {
 		return err
 	}
@@ -167,6 +177,50 @@ func (p *predecessor) offer() error {
 		return unexpected(m, stepReceived)
 	}
 	return nil
+}
+
+// complete has the program make what is pending of the offer.
+func (p *predecessor) complete(offer *Offer) error {
+	if offer.Complete == nil {
+		return nil
+	}
+	return p.during(stepOffer, p.deadline, p.server.limits.Ready, func(ctx context.Context) error {
+		made, err := offer.Complete(ctx)
+		offer.Descriptors = append(offer.Descriptors, made...)
+		return err
+	})
+}
+
+// during has the program do what may take its time. The successor has nothing to
+// say meanwhile, but it may die or give up, and this process may be told to stop:
+// that ends the hook's context, and is the result once the hook has returned.
+func (p *predecessor) during(step string, deadline time.Time, limit time.Duration, hook func(context.Context) error) error {
+	p.enter(step, deadline)
+	ctx, cancel := p.until(deadline, step, limit)
+	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	listening, hush := context.WithCancelCause(context.Background())
+	var running sync.WaitGroup
+	var failed error
+	running.Go(func() {
+		if err := hook(ctx); err != nil {
+			failed = hookError(ctx, err) // before the end of listening ends ctx
+		}
+		hush(errHookOver)
+	})
+	m, err := p.next(listening)
+	if err == nil {
+		p.early = m // whether it may come is for the next step to say
+		err = errHookOver
+	} else {
+		giveUp(err)
+	}
+	running.Wait()
+	if !errors.Is(err, errHookOver) {
+		return err
+	}
+	return failed
 }
 
 // sendPages sends pages with a window, and returns when all are acknowledged.
@@ -265,13 +319,17 @@ func (p *predecessor) ready(m *pb.Ready) error {
 func (p *predecessor) commit() error {
 	limit := p.server.limits.Commit
 	deadline := time.Now().Add(limit)
-	p.enter(stepFreeze, deadline)
 	p.server.setState(StateCommitting)
-	ctx, cancel := p.until(deadline, stepFreeze, limit)
-	defer cancel()
-	changes, err := p.server.service.Freeze(ctx)
+	var changes *Changes
+	// The successor counts the same limit, from a moment earlier. Its program is to
+	// learn what took so long, and not only that it did.
+	hooks := limit * 4 / 5
+	err := p.during(stepFreeze, deadline.Add(hooks-limit), hooks, func(ctx context.Context) (err error) {
+		changes, err = p.server.service.Freeze(ctx)
+		return err
+	})
 	if err != nil {
-		return hookError(ctx, err)
+		return err
 	}
 	if err := p.sendPages(paginate(p.pages, nil, changes.Added, changes.Removed), deadline, limit); err != nil {
 		return err
@@ -529,6 +587,10 @@ func (p *predecessor) until(deadline time.Time, step string, limit time.Duration
 }
 
 func (p *predecessor) next(ctx context.Context) (*pb.ClientMessage, error) {
+	if m := p.early; m != nil {
+		p.early = nil
+		return m, nil
+	}
 	m := new(pb.ClientMessage)
 	if _, err := p.link.next(ctx, m); err != nil { // a server takes no descriptors
 		return nil, err

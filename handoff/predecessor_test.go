@@ -74,10 +74,10 @@ func TestPredecessorLimits(t *testing.T) {
 		}
 		c := o.connected()
 		c.ready(t.Context())
-		elapse(limits.Commit)
+		elapse(limits.Commit * 4 / 5) // the successor, which has the same limit, is to learn of it
 		synctest.Wait()
-		mustMatchAny(t, c.outcome(), handoff.ErrTimeout, handoff.ErrHook) // its own limit is the same
-		mustMatch(t, errors.New(o.failure()), nil, "predecessor, at the last page: hook failed: no last page within 11s")
+		mustMatch(t, c.outcome(), []error{handoff.ErrHook, handoff.ErrAborted}, "no last page within 8.8s")
+		mustMatch(t, errors.New(o.failure()), nil, "predecessor, at the last page: hook failed: no last page within 8.8s")
 		o.takeOverAgain()
 	})
 }

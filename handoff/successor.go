@@ -34,8 +34,10 @@ type Receiver interface {
 	Receive(control *Control, ds []Descriptor) error
 	// Apply checks and keeps what has changed since the offer, like Receive.
 	Apply(changes Changes) error
-	// Inherit is called when the predecessor has died after Received: this
-	// process is the heir and serves the control socket.
+	// Inherit is called when the predecessor has died after Received and before
+	// Commit: this process is the heir and serves the control socket. What came
+	// with the last pages may be old: if Abort could not be written to this
+	// process, the predecessor has gone on before it died.
 	Inherit(generation uint64)
 	// Own is called when this process owns: from here on it accepts. It is
 	// called again if the predecessor dies while it was to take the service
@@ -197,7 +199,11 @@ func (t *Taking) begin(ctx context.Context, cfg *SuccessorConfig) (string, error
 		return stepPrepared, err
 	}
 	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Prepared{Prepared: &pb.Prepared{}}})
-	if err := t.pages(ctx, total, cfg.Patience); err != nil {
+	patience := cfg.Patience
+	if m.GetWelcome().GetPending() > 0 { // what they wait for, the owner bounds
+		patience += max(durationFromWire(m.GetWelcome().GetReadyTimeout()), 0)
+	}
+	if err := t.pages(ctx, total, patience); err != nil {
 		return stepManifestPage, err
 	}
 	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Received{Received: &pb.Received{}}})
@@ -215,6 +221,8 @@ func (t *Taking) welcome(w *pb.Welcome) error {
 		return protocolError("Welcome gives generation %d: none could follow it", w.GetGeneration())
 	case w.GetTotal() > MaxDescriptors:
 		return protocolError("Welcome announces %d descriptors, the limit is %d", w.GetTotal(), MaxDescriptors)
+	case w.GetPending() > w.GetTotal():
+		return protocolError("Welcome announces %d descriptors, and %d of them pending", w.GetTotal(), w.GetPending())
 	case durationFromWire(w.GetCommitTimeout()) <= 0:
 		return protocolError("Welcome gives no commit timeout")
 	case durationFromWire(w.GetProbation()) < 0:
@@ -470,6 +478,7 @@ func (t *Taking) takeOver() (string, error) {
 		switch {
 		case lost(err):
 			t.log.Warn("the predecessor has died: this process owns the service now", "predecessor", t.predecessor)
+			t.receiver.Inherit(t.generation) // without Commit it is the heir, if only for a moment
 			t.own()
 			return "", nil
 		case err != nil && !final && errors.Is(err, context.Cause(ctx)) && t.call.ctx.Err() == nil:

@@ -305,7 +305,7 @@ func everyKind(t *testing.T) []handoff.Descriptor {
 		{Name: "dns", Kind: handoff.KindPacketConn, Network: "udp4", Address: "127.0.0.1:53", Identity: udp},
 		{Name: "upstream", Kind: handoff.KindConn, Network: "unix", Address: "@abstract", Identity: unix},
 		{Name: "журнал", Kind: handoff.KindFile, Address: "/var/log/app.log", Identity: scm.Identity{Type: scm.TypeRegular, Dev: 9, Ino: 1006}},
-		{Name: "sessions", Kind: handoff.KindState, Identity: scm.Identity{Type: scm.TypeRegular, Dev: 1, Ino: 1007}},
+		{Name: "sessions", Kind: handoff.KindState, Moment: handoff.AtOffer, Identity: scm.Identity{Type: scm.TypeRegular, Dev: 1, Ino: 1007}},
 		{Name: "crossfade.alive", Kind: handoff.KindAlive, Identity: scm.Identity{Type: scm.TypePipe, Dev: 14, Ino: 1008}},
 	} {
 		d.ID, d.FD = ds[i].ID, ds[i].FD

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -57,6 +58,25 @@ func (k Kind) String() string {
 		return "kind " + strconv.Itoa(int(k))
 	}
 	return kindNames[k]
+}
+
+// Moment says when a state was written, or is to be.
+type Moment uint8
+
+// The moments.
+const (
+	AtOffer  Moment = iota + 1 // before the first page of the offer
+	AtCommit                   // between Ready and Commit
+)
+
+var momentNames = [...]string{"", "at offer", "at commit"}
+
+// String returns the moment as errors and logs print it.
+func (m Moment) String() string {
+	if m == 0 || int(m) >= len(momentNames) {
+		return "moment " + strconv.Itoa(int(m))
+	}
+	return momentNames[m]
 }
 
 // State is where a process stands in the life of a service.
@@ -209,6 +229,7 @@ type Descriptor struct {
 	Identity scm.Identity
 	UnixPath *UnixPath   // nil unless its owner unlinks a path for it
 	Alive    *Generation // of KindAlive: whose end it tells; nil for the others
+	Moment   Moment      // of a KindState; else 0
 	FD       *scm.FD
 }
 
@@ -248,6 +269,12 @@ func (g Generation) String() string {
 type Offer struct {
 	Control     *Control // nil if the owner has no control path
 	Descriptors []Descriptor
+	// Pending is how many descriptors there will be besides, for which the
+	// program takes its time. Complete, nil if there are none, makes them; it is
+	// called at most once, when the successor has room for all. It must return
+	// when ctx ends.
+	Pending  int
+	Complete func(ctx context.Context) ([]Descriptor, error)
 }
 
 // Changes is what has changed since the offer was made.

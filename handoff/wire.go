@@ -124,6 +124,7 @@ func descriptorToWire(d Descriptor) *pb.Descriptor {
 			Cookie: d.Identity.Cookie, Dev: d.Identity.Dev, Ino: d.Identity.Ino,
 			Network: d.Identity.Network, Address: d.Identity.Address,
 		},
+		StateMoment: pb.StateMoment(d.Moment),
 	}
 	if d.Alive != nil {
 		w.Alive = generationToWire(*d.Alive)
@@ -153,7 +154,8 @@ func descriptorFromWire(w *pb.Descriptor, fd *scm.FD) (Descriptor, error) {
 			Network: id.GetNetwork(), Address: id.GetAddress(),
 			Cookie: id.GetCookie(), Dev: id.GetDev(), Ino: id.GetIno(),
 		},
-		FD: fd,
+		Moment: momentFromWire(w.GetStateMoment()),
+		FD:     fd,
 	}
 	if w.GetAlive() != nil {
 		g := generationFromWire(w.GetAlive())
@@ -192,6 +194,14 @@ func generationFromWire(w *pb.Generation) Generation {
 
 // count bounds a number from the other side.
 func count(n uint64) int { return int(min(n, math.MaxInt32)) }
+
+// momentFromWire is 0 for a moment that this version does not know.
+func momentFromWire(w pb.StateMoment) Moment {
+	if w < 0 || int(w) >= len(momentNames) {
+		return 0
+	}
+	return Moment(w)
+}
 
 // page is one ManifestPage before it is sent.
 type page struct {

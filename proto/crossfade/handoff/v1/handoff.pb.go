@@ -1438,7 +1438,10 @@ type Welcome struct {
 	// How long Ready to Commit may take.
 	CommitTimeout *durationpb.Duration `protobuf:"bytes,8,opt,name=commit_timeout,json=commitTimeout,proto3" json:"commit_timeout,omitempty"`
 	// The probation that the predecessor grants; 0: CommitAck must settle.
-	Probation     *durationpb.Duration `protobuf:"bytes,9,opt,name=probation,proto3" json:"probation,omitempty"`
+	Probation *durationpb.Duration `protobuf:"bytes,9,opt,name=probation,proto3" json:"probation,omitempty"`
+	// How many of the descriptors the predecessor's program still has to make.
+	// If there are any, the first page may take as long as ready_timeout.
+	Pending       uint32 `protobuf:"varint,10,opt,name=pending,proto3" json:"pending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1534,6 +1537,13 @@ func (x *Welcome) GetProbation() *durationpb.Duration {
 		return x.Probation
 	}
 	return nil
+}
+
+func (x *Welcome) GetPending() uint32 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
 }
 
 // Refuse turns a client away. After BUSY, NOT_READY, PROBATION and DRAINING
@@ -4418,7 +4428,7 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\aprocess\x18\x04 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\aprocess\x127\n" +
 	"\tprobation\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tprobation\x12L\n" +
 	"\x10at_probation_end\x18\x06 \x01(\x0e2\".crossfade.handoff.v1.ProbationEndR\x0eatProbationEnd\x12\x14\n" +
-	"\x05force\x18\a \x01(\bR\x05force\"\xb8\x03\n" +
+	"\x05force\x18\a \x01(\bR\x05force\"\xd2\x03\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1a\n" +
 	"\bfeatures\x18\x02 \x03(\tR\bfeatures\x12?\n" +
@@ -4430,7 +4440,9 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\rready_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\freadyTimeout\x12E\n" +
 	"\x11max_ready_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\x0fmaxReadyTimeout\x12@\n" +
 	"\x0ecommit_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\rcommitTimeout\x127\n" +
-	"\tprobation\x18\t \x01(\v2\x19.google.protobuf.DurationR\tprobation\"\xa1\x02\n" +
+	"\tprobation\x18\t \x01(\v2\x19.google.protobuf.DurationR\tprobation\x12\x18\n" +
+	"\apending\x18\n" +
+	" \x01(\rR\apending\"\xa1\x02\n" +
 	"\x06Refuse\x124\n" +
 	"\x04code\x18\x01 \x01(\x0e2 .crossfade.handoff.v1.RefuseCodeR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
