@@ -59,7 +59,8 @@ type Fds struct {
 	// listened on, by which its connections are known when they are all that is
 	// left.
 	listened map[scm.Identity]bool
-	out      error // why nothing can change any more
+	out      error  // why nothing can change any more
+	states   states // see state.go
 }
 
 // entry is one descriptor.
@@ -192,7 +193,9 @@ func (f *Fds) Remove(name string) error {
 }
 
 // All lists the registry by name: what was inherited and asked for, what was
-// not asked for, and what was added.
+// not asked for, and what was added. The states that this process offers are
+// among the last, and those of its predecessor that were not taken among what
+// was not asked for.
 func (f *Fds) All() []handoff.DescriptorStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -202,6 +205,7 @@ func (f *Fds) All() []handoff.DescriptorStatus {
 			Name: e.Name, Kind: e.Kind, Network: e.Network, Address: e.Address, Origin: e.origin,
 		})
 	}
+	all = append(all, f.states.list()...)
 	slices.SortStableFunc(all, func(a, b handoff.DescriptorStatus) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }
@@ -259,6 +263,8 @@ func (f *Fds) claim(name string, kind handoff.Kind, fits func(*entry) bool) (*en
 		return nil, fmt.Errorf("%q: the registry is closed: %w", name, f.out)
 	case e == nil:
 		return nil, fmt.Errorf("%q: %w", name, ErrNotInherited)
+	case f.states.offers(name):
+		return nil, fmt.Errorf("%q: %w: a state", name, ErrNameTaken)
 	case e.origin != handoff.OriginUnclaimed:
 		return nil, fmt.Errorf("%q: %w: %s %s %s", name, ErrNameTaken, e.Kind, e.Network, e.Address)
 	case e.Kind != kind:
@@ -345,7 +351,10 @@ func (f *Fds) insert(ctx context.Context, d handoff.Descriptor) (e *entry, err e
 	}
 	defer unlock()
 	old := f.byName[d.Name]
-	if old != nil && old.origin != handoff.OriginUnclaimed {
+	switch {
+	case f.states.offers(d.Name):
+		return nil, fmt.Errorf("%w: a state", ErrNameTaken)
+	case old != nil && old.origin != handoff.OriginUnclaimed:
 		return nil, fmt.Errorf("%w: %s %s %s", ErrNameTaken, old.Kind, old.Network, old.Address)
 	}
 	f.lastID++
@@ -430,6 +439,10 @@ func checkKind(d handoff.Descriptor) error {
 		}
 	case handoff.KindConn:
 		if socket && !id.Listening {
+			return nil
+		}
+	case handoff.KindState:
+		if id.Type == scm.TypeRegular {
 			return nil
 		}
 	default:

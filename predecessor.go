@@ -44,6 +44,12 @@ func (s service) Offer(context.Context) (*handoff.Offer, error) {
 		return nil, err
 	}
 	offer.Descriptors = slices.Concat(offer.Descriptors, alive, s.u.fds.offer())
+	if states := s.u.fds.toWrite(AtOffer); len(states) > 0 {
+		offer.Pending = len(states)
+		offer.Complete = func(ctx context.Context) ([]handoff.Descriptor, error) {
+			return s.u.fds.writeStates(ctx, AtOffer, states)
+		}
+	}
 	return offer, nil
 }
 
@@ -62,7 +68,13 @@ func describeClaim(claim *rendezvous.Claim) (*handoff.Control, []handoff.Descrip
 }
 
 func (s service) Freeze(ctx context.Context) (*handoff.Changes, error) {
-	return s.u.standStill(ctx)
+	changes, err := s.u.standStill(ctx)
+	if err != nil {
+		return nil, err
+	}
+	states, err := s.u.fds.writeStates(ctx, AtCommit, s.u.fds.toWrite(AtCommit))
+	changes.Added = append(changes.Added, states...)
+	return changes, err
 }
 
 func (s service) Thaw() {

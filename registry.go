@@ -18,6 +18,7 @@ import (
 func (f *Fds) offer() []handoff.Descriptor {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.states.closeReceived() // from now on there are this process's own
 	f.offered = make(map[uint64]bool, len(f.byID))
 	ds := make([]handoff.Descriptor, 0, len(f.byID))
 	for _, e := range f.sortedLocked() {
@@ -143,6 +144,7 @@ func (f *Fds) thawLocked() (closed []*entry) {
 	f.closedMeanwhile = nil
 	closeFDs(f.kept)
 	f.kept = nil
+	f.states.closeWritten()
 	return closed
 }
 
@@ -176,6 +178,7 @@ func (f *Fds) retire(err error) {
 	}
 	clear(f.byName)
 	f.deferred = nil
+	f.states.closeReceived()
 	f.thawLocked()
 }
 
@@ -188,6 +191,7 @@ func (f *Fds) release(err error) {
 	f.out = err
 	clear(f.byID)
 	clear(f.byName)
+	f.states.closeReceived()
 	f.thawLocked()
 	f.mu.Unlock()
 	for _, e := range entries {
@@ -216,11 +220,7 @@ func (f *Fds) receive(ds []handoff.Descriptor, late bool) (err error) {
 
 func (f *Fds) receiveLocked(d handoff.Descriptor, late bool) error {
 	switch d.Kind {
-	case handoff.KindListener, handoff.KindPacketConn, handoff.KindConn, handoff.KindFile:
-	case handoff.KindState:
-		// Of a predecessor that has more to say than this process understands.
-		f.log.Debug("closing what this version does not use", "name", d.Name, "kind", d.Kind)
-		return d.FD.Close()
+	case handoff.KindListener, handoff.KindPacketConn, handoff.KindConn, handoff.KindFile, handoff.KindState:
 	default:
 		return errors.New("it does not belong here in the manifest")
 	}
@@ -231,8 +231,11 @@ func (f *Fds) receiveLocked(d handoff.Descriptor, late bool) error {
 		return err
 	}
 	old := f.byName[d.Name]
-	if old != nil && !late {
+	if _, isState := f.states.received[d.Name]; (old != nil || isState) && !late {
 		return errors.New("the manifest has the name twice")
+	}
+	if d.Kind == handoff.KindState {
+		return f.receiveStateLocked(d, late)
 	}
 	f.lastID++
 	e := &entry{Descriptor: d, origin: handoff.OriginUnclaimed, offeredID: d.ID, late: late}
@@ -271,6 +274,7 @@ func (f *Fds) forget() {
 	for _, e := range f.sortedLocked() {
 		f.dropLocked(e)
 	}
+	f.states.closeReceived()
 }
 
 // unclaimed lists what was offered and not asked for, by the predecessor's
@@ -308,6 +312,7 @@ func (f *Fds) own() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closeUnclaimedLocked(false)
+	f.states.own(f.log)
 }
 
 // settle ends the time in which late additions can be asked for. The paths of

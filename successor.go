@@ -230,6 +230,7 @@ func (r receiver) receive(ds []handoff.Descriptor, late bool) error {
 }
 
 func (r receiver) Inherit(generation uint64) {
+	r.u.fds.forgetLateStates()
 	r.u.server.Inherit(generation)
 	r.u.serveControl()
 }

@@ -47,6 +47,9 @@ internal/pausable/x.go        golang.org/x/sys/unix                             
 internal/pausable/x.go        M/scm                                             allowed
 internal/pidfile/x.go         M/scm                                             denied
 internal/pidfile/x.go         golang.org/x/sys/unix                             allowed
+internal/statefile/x.go       M/handoff                                         denied
+internal/statefile/x.go       golang.org/x/sys/unix                             allowed
+internal/statefile/x.go       M/scm                                             allowed
 internal/leak/x.go            M/scm                                             denied
 internal/leak/x.go            golang.org/x/sys/unix                             denied
 internal/leak/x.go            testing                                           allowed
