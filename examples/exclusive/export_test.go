@@ -1,0 +1,4 @@
+package main
+
+// Main is the service, for test processes.
+var Main = main

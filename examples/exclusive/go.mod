@@ -1,0 +1,15 @@
+module github.com/crossfade-go/crossfade/examples/exclusive
+
+go 1.25.0
+
+require (
+	github.com/crossfade-go/crossfade v0.0.0
+	go.etcd.io/bbolt v1.5.0
+)
+
+require (
+	golang.org/x/sys v0.47.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
+)
+
+replace github.com/crossfade-go/crossfade => ../..
