@@ -50,6 +50,14 @@
 // begins at [Upgrader.Settled], and what only one process may use is guarded by
 // [Config.Suspend] and [Config.Resume].
 //
+// # What a successor gets besides sockets
+//
+// Files and locks that are descriptors: [Fds.AddFile]. Bytes that the predecessor
+// writes for it: [Upgrader.OfferState] and [Upgrader.TakeState]. What lives in a
+// process's memory and can be had by one process only, as a database does, it
+// opens when Ready has returned, and Config.Suspend has its predecessor let go of
+// it before. examples/exclusive does all of that.
+//
 // # What a program does
 //
 // On an error of New or Ready: exit with a status other than 0. Never start

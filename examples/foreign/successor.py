@@ -588,10 +588,12 @@ class Successor:
         if member != WELCOME:
             raise ProtocolError(f"message {member} instead of Welcome")
         total = self.welcome(message)
+        # What is pending the owner's program writes first (section 9, States).
+        patience = PATIENCE + (message.seconds(6) if message.number(10) else 0)
         self.conn.send(PREPARED)
         last = False
         while not last:
-            member, message, fds = self.expect("ManifestPage", PATIENCE)
+            member, message, fds = self.expect("ManifestPage", patience)
             if member != MANIFEST_PAGE:
                 raise ProtocolError(f"message {member} instead of ManifestPage")
             last = self.page(message, fds, total, offer=True)
