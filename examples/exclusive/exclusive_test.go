@@ -607,7 +607,7 @@ func runCandidate(how string) int {
 		return 2
 	}
 	taking, err := handoff.Connect(ctx, conn, &handoff.SuccessorConfig{
-		Process: handoff.Process{Instance: how, PID: os.Getpid()}, Receiver: candidate{how}, Patience: generous, Log: slog.Default(),
+		Process: handoff.Process{Instance: how, PID: os.Getpid()}, Receiver: candidate{how: how}, Patience: generous, Log: slog.Default(),
 	})
 	if err != nil {
 		slog.Error("candidate", "err", err)
@@ -617,8 +617,12 @@ func runCandidate(how string) int {
 	return 1
 }
 
-// candidate is a handoff.Receiver that keeps nothing.
-type candidate struct{ how string }
+// candidate is a handoff.Receiver that keeps nothing and never owns: of the
+// interface it needs no more than what comes before that.
+type candidate struct {
+	handoff.Receiver // nil
+	how              string
+}
 
 func (candidate) Receive(_ *handoff.Control, ds []handoff.Descriptor) error {
 	for _, d := range ds {
@@ -634,10 +638,4 @@ func (c candidate) Apply(handoff.Changes) error {
 	return errors.New("this candidate has changed its mind")
 }
 
-func (candidate) Inherit(uint64)                 {}
-func (candidate) Own(uint64, *handoff.Probation) {}
-func (candidate) Settling()                      {}
-func (candidate) Yield(context.Context) error    { return nil }
-func (candidate) Settled()                       {}
-func (candidate) Gone()                          {}
-func (candidate) Fail(error)                     {}
+func (candidate) Fail(error) {}
