@@ -44,6 +44,9 @@ type Peer = scm.Peer
 // sees it.
 type Successor = handoff.Candidate
 
+// Event is a change in this process's part, as [Config.OnEvent] gets it.
+type Event = handoff.Event
+
 // ProbationEnd is what an owner answers when its probation is over and nobody
 // has decided before.
 type ProbationEnd = handoff.ProbationEnd

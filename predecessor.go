@@ -39,7 +39,7 @@ func (s service) Offer(context.Context) (*handoff.Offer, error) {
 	}
 	self := s.u.cfg.process()
 	self.Generation = s.u.server.Generation()
-	alive, err := s.u.older.offer(self, s.u.cfg.DrainTimeout)
+	alive, err := s.u.older.Offer(self, s.u.cfg.DrainTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (s service) Freeze(ctx context.Context) (*handoff.Changes, error) {
 
 func (s service) Thaw() {
 	s.u.fds.thaw()
-	s.u.older.endOffer()
+	s.u.older.EndOffer()
 	s.u.accept()
 }
 
@@ -87,7 +87,7 @@ func (s service) Pause(except []uint64) { s.u.fds.pause(except) }
 
 func (s service) Resume() {
 	s.u.fds.thaw()
-	s.u.older.endOffer()
+	s.u.older.EndOffer()
 	s.u.serveControl()
 	s.u.writePIDFile()
 	s.u.accept()
@@ -101,8 +101,8 @@ func (s service) Retire() {
 func (s service) EndDrain() { s.u.endDrainOnce.Do(func() { close(s.u.endDrain) }) }
 
 func (s service) Warnings() []string {
-	warnings := s.u.older.warnings()
-	if w := s.u.exclusive.warning(); w != "" {
+	warnings := s.u.older.Warnings()
+	if w := s.u.exclusive.Warning(); w != "" {
 		warnings = append(warnings, w)
 	}
 	return warnings
@@ -110,7 +110,7 @@ func (s service) Warnings() []string {
 
 func (s service) Descriptors() []handoff.DescriptorStatus { return s.u.fds.All() }
 
-func (s service) Generations() []handoff.Generation { return s.u.older.list() }
+func (s service) Generations() []handoff.Generation { return s.u.older.All() }
 
 // CheckControl compares the control path and its lock with what this process
 // holds. What is missing is made anew, but only while no other process has
@@ -139,13 +139,13 @@ func (s service) CheckControl(ctx context.Context) error {
 // let go of. It returns what has changed since the offer. accept and thaw follow,
 // after an error too.
 func (u *Upgrader) standStill(ctx context.Context) (changes *handoff.Changes, err error) {
-	err = u.exclusive.letGo(ctx, func() { changes = u.fds.freeze(u.exclusive.guards()) })
+	err = u.exclusive.LetGo(ctx, func() { changes = u.fds.freeze(u.exclusive.Guards()) })
 	return changes, err
 }
 
 // accept makes this process take from its sockets, as soon as it has its exclusive
 // resources.
-func (u *Upgrader) accept() { u.exclusive.takeBack(u.fds.accept) }
+func (u *Upgrader) accept() { u.exclusive.TakeBack(u.fds.accept) }
 
 // openControl serves the control path.
 func (u *Upgrader) openControl() error {

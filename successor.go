@@ -139,7 +139,7 @@ func sameFile(path string, claim *rendezvous.Claim) bool {
 // takeOver receives the owner's offer. On an error nothing that came remains.
 func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.Time) error {
 	if peer, err := conn.Peer(); err == nil {
-		u.older.trust(peer)
+		u.older.Trust(peer)
 		_ = peer.Close()
 	}
 	taking, err := handoff.Connect(ctx, conn, &handoff.SuccessorConfig{
@@ -149,14 +149,14 @@ func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.
 	})
 	if err != nil {
 		u.fds.forget()
-		u.older.forget()
+		u.older.Forget()
 		if claim, _ := u.takeClaims(); claim != nil {
 			err = errors.Join(err, claim.Release())
 		}
 		return err
 	}
 	u.taking = taking
-	u.older.follow(taking.Predecessor())
+	u.older.Follow(taking.Predecessor())
 	u.server.SetGeneration(taking.Generation())
 	return nil
 }
@@ -222,7 +222,7 @@ func (r receiver) Apply(changes handoff.Changes) error {
 }
 
 func (r receiver) receive(ds []handoff.Descriptor, late bool) error {
-	ds, err := r.u.older.receive(ds)
+	ds, err := r.u.older.Receive(ds)
 	if err != nil {
 		return err
 	}
@@ -239,7 +239,7 @@ func (r receiver) Own(generation uint64, probation *handoff.Probation) {
 	r.u.server.Own(generation, true, false) // first: what is served next may ask for it
 	r.u.server.SetProbation(probation)
 	r.u.fds.thaw()
-	r.u.older.succeeded()
+	r.u.older.Succeeded()
 	r.u.fds.own()
 	r.u.serveControl()
 	r.u.writePIDFile()
@@ -264,15 +264,15 @@ func (r receiver) Settled() {
 	r.u.giveUpInheritedPath()
 	r.u.server.SetSettled()
 	r.u.markSettled()
-	r.u.older.retired()
+	r.u.older.Retired()
 }
 
 func (r receiver) Draining(connections int, deadline time.Time) {
-	r.u.older.told(connections, deadline)
+	r.u.older.Told(connections, deadline)
 }
 
 func (r receiver) Gone() {
-	r.u.older.left()
+	r.u.older.Left()
 	r.u.markGone()
 }
 

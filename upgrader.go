@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/exclusive"
+	"github.com/crossfade-go/crossfade/internal/generations"
+	"github.com/crossfade-go/crossfade/internal/mailbox"
 	"github.com/crossfade-go/crossfade/internal/pidfile"
 	"github.com/crossfade-go/crossfade/internal/rendezvous"
 	"github.com/crossfade-go/crossfade/scm"
@@ -29,9 +32,9 @@ type Upgrader struct {
 	log       *slog.Logger
 	env       environment
 	fds       *Fds
-	older     *generations
+	older     *generations.List
 	server    *handoff.Server
-	exclusive *exclusive
+	exclusive *exclusive.Resource
 	taking    *handoff.Taking // nil in a first process; set by New
 
 	dialled bool // the owner was reached by Config.Socket; set by New
@@ -97,7 +100,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		failed:   make(chan struct{}),
 		stopping: make(chan struct{}),
 	}
-	u.exclusive = newExclusive(c, u.exit)
+	u.exclusive = exclusive.New(c.Suspend, c.Resume, c.CommitTimeout, c.Logger, u.exit)
 	u.server = handoff.NewServer(&handoff.ServerConfig{
 		Process: c.process(),
 		Service: service{u},
@@ -108,15 +111,15 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		},
 		Authorize: c.Authorize,
 		Accept:    c.AcceptSuccessor,
-		OnEvent:   (&events{deliver: c.OnEvent}).post,
+		OnEvent:   mailbox.New(c.OnEvent).Post,
 		Log:       c.Logger,
 	})
-	u.older = &generations{
-		log: c.Logger, kill: c.KillOverdue, gone: u.server.GenerationGone,
-		owns: func() bool { return u.server.State().Owns() && isClosed(u.settled) },
-	}
+	u.older = generations.New(generations.Config{
+		Log: c.Logger, Kill: c.KillOverdue, Gone: u.server.GenerationGone, Check: checkIdentity,
+		Owns: func() bool { return u.server.State().Owns() && isClosed(u.settled) },
+	})
 	if !c.Disabled {
-		if err := u.older.open(); err != nil {
+		if err := u.older.Open(); err != nil {
 			return nil, env.abandon(err)
 		}
 	}
@@ -133,7 +136,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		err = u.first(nil, 1)
 	}
 	if err != nil {
-		u.older.close()
+		u.older.Close()
 		return nil, err
 	}
 	return u, nil
@@ -388,7 +391,7 @@ func (u *Upgrader) stop() {
 func (u *Upgrader) end(owned bool, err error) {
 	u.server.Close()
 	if u.server.State() != handoff.StateDraining { // nobody waits for the end of this process
-		u.older.close()
+		u.older.Close()
 	}
 	if !owned {
 		u.letGo(err)
@@ -436,7 +439,7 @@ func (u *Upgrader) giveBack() {
 // letGo closes every copy of what was handed over or received (I6).
 func (u *Upgrader) letGo(err error) {
 	u.fds.retire(err)
-	u.older.letGo()
+	u.older.LetGo()
 	claim, inherited := u.takeClaims()
 	for _, c := range []*rendezvous.Claim{inherited, claim} {
 		if c == nil {

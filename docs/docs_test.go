@@ -255,7 +255,7 @@ func TestLimits(t *testing.T) {
 		"a name, an instance":                        handoff.MaxName,
 		"status in Progress":                         handoff.MaxStatus,
 		"reason":                                     number(t, "../handoff/errors.go", "maxReason"),
-		"older generations in an offer":              number(t, "../generations.go", "maxGenerations"),
+		"older generations in an offer":              number(t, "../internal/generations/generations.go", "maxGenerations"),
 		"connections that a server serves at once":   number(t, "../handoff/server.go", "maxConnections"),
 	}
 	rows := table(t, section(t, "## 6. Frames"), "limit", "value")
@@ -281,7 +281,7 @@ func TestDeadlines(t *testing.T) {
 		"the start to Hello":                               crossfade.DefaultReadyTimeout,
 
 		"the end of DrainTimeout to its exit":                       duration(t, "../drain.go", "drainGrace"),
-		"the end of an older generation's drain to its end of file": duration(t, "../generations.go", "killGrace"),
+		"the end of an older generation's drain to its end of file": duration(t, "../internal/generations/generations.go", "killGrace"),
 	}
 	for _, row := range table(t, section(t, "## 12. Time"), "who waits", "from", "to", "default") {
 		if limit, ok := want[row[1]+" to "+row[2]]; ok {
@@ -395,7 +395,7 @@ func TestCitedInvariants(t *testing.T) {
 // code says. An ellipsis in a quotation stands for anything.
 func TestOperationsQuotesTheCode(t *testing.T) {
 	var literals strings.Builder
-	for _, directory := range []string{"..", "../handoff", "../scm", "../internal/rendezvous", "../internal/statefile"} {
+	for _, directory := range []string{"..", "../handoff", "../scm", "../internal/exclusive", "../internal/generations", "../internal/rendezvous", "../internal/statefile"} {
 		files, err := filepath.Glob(filepath.Join(directory, "*.go"))
 		if err != nil {
 			t.Fatal(err)

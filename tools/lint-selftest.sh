@@ -50,6 +50,9 @@ internal/pidfile/x.go         golang.org/x/sys/unix                             
 internal/statefile/x.go       M/handoff                                         denied
 internal/statefile/x.go       golang.org/x/sys/unix                             allowed
 internal/statefile/x.go       M/scm                                             allowed
+internal/generations/x.go     golang.org/x/sys/unix                             denied
+internal/generations/x.go     M/handoff                                         allowed
+internal/generations/x.go     M/scm                                             allowed
 internal/leak/x.go            M/scm                                             denied
 internal/leak/x.go            golang.org/x/sys/unix                             denied
 internal/leak/x.go            testing                                           allowed

@@ -1,4 +1,6 @@
-package crossfade
+// Package generations keeps account of the processes that owned a service before
+// this one and have not gone yet.
+package generations
 
 import (
 	"cmp"
@@ -19,8 +21,8 @@ import (
 // The names of what tells the end of a generation, less its number. Both come
 // under handoff.KindAlive.
 const (
-	aliveName = reservedPrefix + "alive."
-	pidfdName = reservedPrefix + "pidfd."
+	aliveName = "crossfade.alive."
+	pidfdName = "crossfade.pidfd."
 )
 
 // aliveIDs is where their numbers in a manifest begin. The registry counts its
@@ -31,12 +33,24 @@ const aliveIDs = 1 << 62
 const maxGenerations = 256
 
 // killGrace is how long after its deadline a generation is left alone: it exits
-// by itself after drainGrace, and the two sides do not count from the same
+// by itself after its grace, and the two sides do not count from the same
 // moment.
 const killGrace = 5 * time.Second
 
-// generations are the processes that owned the service before this one and have
-// not gone yet, and what will tell later owners whether this one has.
+// Config is what [New] needs.
+type Config struct {
+	Log   *slog.Logger
+	Kill  bool                           // end who is overdue, see Config.KillOverdue of the facade
+	Owns  func() bool                    // this process owns and is settled
+	Gone  func()                         // called when one has gone
+	Check func(handoff.Descriptor) error // compares a received descriptor with the manifest
+}
+
+// New returns the list of a process that has none yet.
+func New(cfg Config) *List { return &List{cfg: cfg} }
+
+// List has the processes that owned the service before this one and have not gone
+// yet, and what will tell later owners whether this one has.
 //
 // Each process keeps the write end of a pipe, and every later owner gets the
 // read end from its predecessor: its end of file says that the process is gone,
@@ -45,11 +59,8 @@ const killGrace = 5 * time.Second
 // another process in another pid namespace.
 //
 // All methods may be called concurrently.
-type generations struct {
-	log  *slog.Logger
-	kill bool        // Config.KillOverdue
-	owns func() bool // this process owns and is settled
-	gone func()      // called when one has gone
+type List struct {
+	cfg Config
 
 	mu       sync.Mutex
 	older    []*generation // the oldest first
@@ -74,10 +85,10 @@ type generation struct {
 	timer  *time.Timer   // runs until it is overdue, nil if it cannot be
 }
 
-// offer returns what tells the ends of the older generations and of this
+// Offer returns what tells the ends of the older generations and of this
 // process, which is self and may drain for limit. What it lists stays open until
 // endOffer.
-func (gs *generations) offer(self handoff.Process, limit time.Duration) (ds []handoff.Descriptor, err error) {
+func (gs *List) Offer(self handoff.Process, limit time.Duration) (ds []handoff.Descriptor, err error) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	gs.offering = true
@@ -105,9 +116,9 @@ func (gs *generations) offer(self handoff.Process, limit time.Duration) (ds []ha
 	return ds, nil
 }
 
-// open makes what tells the end of this process, before there is anything to
+// Open makes what tells the end of this process, before there is anything to
 // lose.
-func (gs *generations) open() (err error) {
+func (gs *List) Open() (err error) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	if gs.watched, gs.held, err = scm.Alive(); err != nil {
@@ -118,24 +129,24 @@ func (gs *generations) open() (err error) {
 	}
 	if gs.pidfd, err = scm.OwnPidfd(); err != nil {
 		level := slog.LevelDebug
-		if gs.kill {
+		if gs.cfg.Kill {
 			level = slog.LevelWarn // it could not end others either
 		}
-		gs.log.Log(context.Background(), level, "Config.KillOverdue has no effect on this system", "err", err)
+		gs.cfg.Log.Log(context.Background(), level, "Config.KillOverdue has no effect on this system", "err", err)
 		gs.pidfd = nil
 	}
 	return nil
 }
 
-// endOffer is called when an attempt has ended: what has gone meanwhile need not
+// EndOffer is called when an attempt has ended: what has gone meanwhile need not
 // stay open any more.
-func (gs *generations) endOffer() {
+func (gs *List) EndOffer() {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	gs.endOfferLocked()
 }
 
-func (gs *generations) endOfferLocked() {
+func (gs *List) endOfferLocked() {
 	gs.offering = false
 	for _, g := range gs.kept {
 		g.close()
@@ -143,19 +154,19 @@ func (gs *generations) endOfferLocked() {
 	gs.kept = nil
 }
 
-// trust says whether the pidfds that arrive are believed to be of the processes
+// Trust says whether the pidfds that arrive are believed to be of the processes
 // that they are said to be of. Only these can tell: a predecessor that lies could
 // have this process end any other. So it must gain nothing by that, and it does
 // not if it could end whatever this process can.
-func (gs *generations) trust(peer *Peer) {
+func (gs *List) Trust(peer *scm.Peer) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	gs.trusted = peer != nil && !peer.Unmapped() && (peer.UID == 0 || int(peer.UID) == os.Geteuid())
 }
 
-// receive takes what belongs here out of a page and returns the rest. On an
+// Receive takes what belongs here out of a page and returns the rest. On an
 // error it has closed all of ds.
-func (gs *generations) receive(ds []handoff.Descriptor) (rest []handoff.Descriptor, err error) {
+func (gs *List) Receive(ds []handoff.Descriptor) (rest []handoff.Descriptor, err error) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	rest = make([]handoff.Descriptor, 0, len(ds))
@@ -173,8 +184,8 @@ func (gs *generations) receive(ds []handoff.Descriptor) (rest []handoff.Descript
 	return rest, nil
 }
 
-func (gs *generations) receiveLocked(d handoff.Descriptor) error {
-	if err := checkIdentity(d); err != nil {
+func (gs *List) receiveLocked(d handoff.Descriptor) error {
+	if err := gs.cfg.Check(d); err != nil {
 		return err
 	}
 	if d.Alive == nil || d.Alive.Process.Generation == 0 {
@@ -187,12 +198,12 @@ func (gs *generations) receiveLocked(d handoff.Descriptor) error {
 	case pidfdName + number:
 		return gs.receivePidfdLocked(d)
 	default:
-		gs.log.Debug("closing what this version does not use", "name", d.Name, "kind", d.Kind)
+		gs.cfg.Log.Debug("closing what this version does not use", "name", d.Name, "kind", d.Kind)
 		return d.FD.Close()
 	}
 }
 
-func (gs *generations) receiveAliveLocked(d handoff.Descriptor) error {
+func (gs *List) receiveAliveLocked(d handoff.Descriptor) error {
 	g := gs.findLocked(d.Alive.Process.Generation)
 	switch {
 	case d.Identity.Type != scm.TypePipe:
@@ -218,7 +229,7 @@ func (gs *generations) receiveAliveLocked(d handoff.Descriptor) error {
 	return nil
 }
 
-func (gs *generations) receivePidfdLocked(d handoff.Descriptor) error {
+func (gs *List) receivePidfdLocked(d handoff.Descriptor) error {
 	g := gs.findLocked(d.Alive.Process.Generation)
 	switch {
 	case g == nil || g.alive == nil:
@@ -235,7 +246,7 @@ func (gs *generations) receivePidfdLocked(d handoff.Descriptor) error {
 	return nil
 }
 
-func (gs *generations) findLocked(number uint64) *generation {
+func (gs *List) findLocked(number uint64) *generation {
 	for _, g := range gs.older {
 		if g.Process.Generation == number {
 			return g
@@ -244,7 +255,7 @@ func (gs *generations) findLocked(number uint64) *generation {
 	return nil
 }
 
-func (gs *generations) addLocked(about handoff.Generation) *generation {
+func (gs *List) addLocked(about handoff.Generation) *generation {
 	g := &generation{Generation: about}
 	gs.older = append(gs.older, g)
 	slices.SortStableFunc(gs.older, func(a, b *generation) int {
@@ -253,9 +264,9 @@ func (gs *generations) addLocked(about handoff.Generation) *generation {
 	return g
 }
 
-// follow is called when the whole offer of the predecessor has arrived. One that
+// Follow is called when the whole offer of the predecessor has arrived. One that
 // has said nothing of its own end is known by its connection alone.
-func (gs *generations) follow(predecessor handoff.Process) {
+func (gs *List) Follow(predecessor handoff.Process) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	g := gs.findLocked(predecessor.Generation)
@@ -278,13 +289,13 @@ func (gs *generations) follow(predecessor handoff.Process) {
 	}
 }
 
-// succeeded is called when this process owns: its predecessor does not.
-func (gs *generations) succeeded() {
+// Succeeded is called when this process owns: its predecessor does not.
+func (gs *List) Succeeded() {
 	gs.change(func(g *generation) { g.State, g.Since = handoff.StateProbation, time.Now() })
 }
 
-// retired is called when the predecessor cannot come back: its drain begins.
-func (gs *generations) retired() {
+// Retired is called when the predecessor cannot come back: its drain begins.
+func (gs *List) Retired() {
 	gs.change(func(g *generation) {
 		g.State, g.Since = handoff.StateDraining, time.Now()
 		if g.limit > 0 {
@@ -293,9 +304,9 @@ func (gs *generations) retired() {
 	})
 }
 
-// told takes in what the predecessor says of its drain. The zero deadline says
+// Told takes in what the predecessor says of its drain. The zero deadline says
 // nothing.
-func (gs *generations) told(connections int, deadline time.Time) {
+func (gs *List) Told(connections int, deadline time.Time) {
 	gs.change(func(g *generation) {
 		g.Connections = connections
 		if !deadline.IsZero() {
@@ -305,7 +316,7 @@ func (gs *generations) told(connections int, deadline time.Time) {
 }
 
 // change changes the predecessor's entry, if it has not gone.
-func (gs *generations) change(change func(*generation)) {
+func (gs *List) change(change func(*generation)) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	for _, g := range gs.older {
@@ -316,8 +327,8 @@ func (gs *generations) change(change func(*generation)) {
 	}
 }
 
-// left is called when the predecessor has closed its end of the connection.
-func (gs *generations) left() {
+// Left is called when the predecessor has closed its end of the connection.
+func (gs *List) Left() {
 	gs.mu.Lock()
 	gs.deserted = true
 	var gone []*generation
@@ -333,7 +344,7 @@ func (gs *generations) left() {
 }
 
 // remove takes a generation out that has gone.
-func (gs *generations) remove(g *generation) {
+func (gs *List) remove(g *generation) {
 	gs.mu.Lock()
 	i := slices.Index(gs.older, g)
 	if i >= 0 {
@@ -345,13 +356,13 @@ func (gs *generations) remove(g *generation) {
 	}
 	gs.mu.Unlock()
 	if i >= 0 {
-		gs.log.Info("an older generation has gone", "who", g.Process)
-		gs.gone()
+		gs.cfg.Log.Info("an older generation has gone", "who", g.Process)
+		gs.cfg.Gone()
 	}
 }
 
-// list returns those that have owned and not gone, after a look.
-func (gs *generations) list() []handoff.Generation {
+// All returns those that have owned and not gone, after a look.
+func (gs *List) All() []handoff.Generation {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	var all []handoff.Generation
@@ -364,10 +375,10 @@ func (gs *generations) list() []handoff.Generation {
 	return all
 }
 
-// warnings says for a status which of them are overdue.
-func (gs *generations) warnings() []string {
+// Warnings says for a status which of them are overdue.
+func (gs *List) Warnings() []string {
 	var warnings []string
-	for _, g := range gs.list() {
+	for _, g := range gs.All() {
 		if g.State == handoff.StateDraining && !g.Deadline.IsZero() && time.Since(g.Deadline) >= killGrace {
 			warnings = append(warnings, fmt.Sprintf("an older generation is overdue: %v", g))
 		}
@@ -376,7 +387,7 @@ func (gs *generations) warnings() []string {
 }
 
 // armLocked has the end of g enforced when it is overdue.
-func (gs *generations) armLocked(g *generation) {
+func (gs *List) armLocked(g *generation) {
 	if g.timer != nil {
 		g.timer.Stop()
 		g.timer = nil
@@ -391,8 +402,8 @@ func (gs *generations) armLocked(g *generation) {
 
 // enforce ends g, which is overdue, where that is wanted and this process's to
 // do.
-func (gs *generations) enforce(g *generation) {
-	owns := gs.owns()
+func (gs *List) enforce(g *generation) {
+	owns := gs.cfg.Owns()
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	switch {
@@ -405,11 +416,11 @@ func (gs *generations) enforce(g *generation) {
 	}
 }
 
-func (gs *generations) endLocked(g *generation) {
+func (gs *List) endLocked(g *generation) {
 	late := time.Since(g.Deadline).Round(time.Millisecond)
-	log := gs.log.With("who", g.Process, "draining", time.Since(g.Since).Round(time.Millisecond), "overdue", late)
+	log := gs.cfg.Log.With("who", g.Process, "draining", time.Since(g.Since).Round(time.Millisecond), "overdue", late)
 	switch {
-	case !gs.kill:
+	case !gs.cfg.Kill:
 		log.Warn("an older generation is overdue: end it, or set Config.KillOverdue")
 	case g.pidfd == nil:
 		log.Warn("an older generation is overdue and cannot be ended: there is no pidfd of it that can be trusted")
@@ -422,14 +433,14 @@ func (gs *generations) endLocked(g *generation) {
 	}
 }
 
-// forget closes what an attempt has received of which nothing came.
-func (gs *generations) forget() {
+// Forget closes what an attempt has received of which nothing came.
+func (gs *List) Forget() {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	gs.forgetLocked()
 }
 
-func (gs *generations) forgetLocked() {
+func (gs *List) forgetLocked() {
 	for _, g := range gs.older {
 		g.close()
 	}
@@ -437,9 +448,9 @@ func (gs *generations) forgetLocked() {
 	gs.endOfferLocked()
 }
 
-// letGo closes every copy of what was received or handed over (I6), in a process
+// LetGo closes every copy of what was received or handed over (I6), in a process
 // that is out. What tells the end of this process stays.
-func (gs *generations) letGo() {
+func (gs *List) LetGo() {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	gs.forgetLocked()
@@ -451,9 +462,9 @@ func (gs *generations) letGo() {
 	}
 }
 
-// close is letGo for a process after which nobody comes.
-func (gs *generations) close() {
-	gs.letGo()
+// Close is LetGo for a process after which nobody comes.
+func (gs *List) Close() {
+	gs.LetGo()
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	if gs.held != nil {
@@ -474,5 +485,11 @@ func (g *generation) close() {
 		if fd != nil {
 			_ = fd.Close()
 		}
+	}
+}
+
+func closeDescriptors(ds []handoff.Descriptor) {
+	for _, d := range ds {
+		_ = d.FD.Close()
 	}
 }

@@ -1,4 +1,6 @@
-package crossfade
+// Package exclusive guards what only one process may use at a time while a
+// service changes hands.
+package exclusive
 
 import (
 	"context"
@@ -11,10 +13,10 @@ import (
 	"github.com/crossfade-go/crossfade/handoff"
 )
 
-// exclusive is what only one process may use at a time, behind Config.Suspend and
+// Resource is what only one process may use at a time, behind Config.Suspend and
 // Config.Resume. A process accepts only while it has it. Without these hooks it
-// is nothing that could be in the way.
-type exclusive struct {
+// is nothing that could be in the way. All methods may be called concurrently.
+type Resource struct {
 	suspend, resume func(ctx context.Context) error // both nil, or neither
 	limit           time.Duration                   // of one call
 	log             *slog.Logger
@@ -29,21 +31,23 @@ type exclusive struct {
 	trouble   error // why Resume has failed last, nil once it has not
 }
 
-func newExclusive(c *Config, exit <-chan struct{}) *exclusive {
-	return &exclusive{suspend: c.Suspend, resume: c.Resume, limit: c.CommitTimeout, log: c.Logger, exit: exit}
+// New returns what suspend lets go of and resume takes back; both may be nil. limit
+// bounds one call of resume. Nothing is tried any more once exit is closed.
+func New(suspend, resume func(context.Context) error, limit time.Duration, log *slog.Logger, exit <-chan struct{}) *Resource {
+	return &Resource{suspend: suspend, resume: resume, limit: limit, log: log, exit: exit}
 }
 
-// guards reports whether there is anything to guard.
-func (x *exclusive) guards() bool { return x.suspend != nil }
+// Guards reports whether there is anything to guard.
+func (x *Resource) Guards() bool { return x.suspend != nil }
 
-// letGo lets go of it. pause is called first, in any case: what stands still then
-// stays so until takeBack.
-func (x *exclusive) letGo(ctx context.Context, pause func()) error {
+// LetGo lets go of it. pause is called first, in any case: what stands still then
+// stays so until TakeBack.
+func (x *Resource) LetGo(ctx context.Context, pause func()) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.accept = nil
 	pause()
-	if !x.guards() || x.suspended {
+	if !x.Guards() || x.suspended {
 		return nil
 	}
 	if err := x.suspend(ctx); err != nil {
@@ -53,10 +57,10 @@ func (x *exclusive) letGo(ctx context.Context, pause func()) error {
 	return nil
 }
 
-// takeBack takes it back, if it was let go of, and then calls accept. It does not
-// wait for a Resume that fails: that is tried again until it succeeds, letGo is
+// TakeBack takes it back, if it was let go of, and then calls accept. It does not
+// wait for a Resume that fails: that is tried again until it succeeds, LetGo is
 // called or this process is out.
-func (x *exclusive) takeBack(accept func()) {
+func (x *Resource) TakeBack(accept func()) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.accept = accept
@@ -67,7 +71,7 @@ func (x *exclusive) takeBack(accept func()) {
 }
 
 // tryLocked reports whether there is nothing left to do.
-func (x *exclusive) tryLocked() bool {
+func (x *Resource) tryLocked() bool {
 	if x.accept == nil {
 		return true
 	}
@@ -84,7 +88,7 @@ func (x *exclusive) tryLocked() bool {
 	return true
 }
 
-func (x *exclusive) resumeOnce() error {
+func (x *Resource) resumeOnce() error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), x.limit,
 		&handoff.TimeoutError{For: "end of Config.Resume", Limit: x.limit})
 	defer cancel()
@@ -96,7 +100,7 @@ func (x *exclusive) resumeOnce() error {
 }
 
 // note keeps and logs what has become of a Resume.
-func (x *exclusive) note(err error) {
+func (x *Resource) note(err error) {
 	x.troubleMu.Lock()
 	before := x.trouble
 	x.trouble = err
@@ -109,8 +113,8 @@ func (x *exclusive) note(err error) {
 	}
 }
 
-// warning says what a person should know of, or nothing.
-func (x *exclusive) warning() string {
+// Warning says what a person should know of, or nothing.
+func (x *Resource) Warning() string {
 	x.troubleMu.Lock()
 	defer x.troubleMu.Unlock()
 	if x.trouble == nil {
@@ -119,9 +123,9 @@ func (x *exclusive) warning() string {
 	return "this process accepts nothing, because Config.Resume fails: " + x.trouble.Error()
 }
 
-// retry goes on with takeBack. For what keeps Resume from succeeding there is no
+// retry goes on with TakeBack. For what keeps Resume from succeeding there is no
 // event.
-func (x *exclusive) retry() {
+func (x *Resource) retry() {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	for {
@@ -130,11 +134,20 @@ func (x *exclusive) retry() {
 		case <-x.exit:
 		}
 		x.mu.Lock()
-		done := isClosed(x.exit) || x.tryLocked()
+		done := x.over() || x.tryLocked()
 		x.retrying = !done
 		x.mu.Unlock()
 		if done {
 			return
 		}
+	}
+}
+
+func (x *Resource) over() bool {
+	select {
+	case <-x.exit:
+		return true
+	default:
+		return false
 	}
 }
