@@ -660,6 +660,26 @@ func TestDrainingProcessOccupiesNothing(t *testing.T) {
 	wantGeneration(t, after, 2)
 }
 
+// Unlike a predecessor that drains, a candidate owes nobody an answer.
+func TestFailedCandidateOccupiesNoPacketSocket(t *testing.T) {
+	d := newDesk(t)
+	packets := socketSpec{Name: "dns", Network: "udp", Address: loopback + ":0"}
+	old := d.launch(serviceSpec{Socket: d.path("control"), Sockets: []socketSpec{packets}, Ready: true})
+	old.expect("ready")
+	address := old.address("dns")
+	next := d.launch(serviceSpec{Socket: d.path("control"), Sockets: []socketSpec{packets}, Linger: true})
+	next.address("dns")
+	next.do("stop")
+	next.await("exit")
+	old.do("stop")
+	old.exitStatus()
+	c, err := net.ListenPacket("udp", address)
+	if err != nil {
+		t.Fatalf("nobody owns, and a candidate that has failed lives: %v", err)
+	}
+	c.Close()
+}
+
 func TestPolicyReachesTheSuccessor(t *testing.T) {
 	d, spec, owner, _ := startOwner(t, func(s *serviceSpec) { s.Refuse = "not on a Friday" })
 	spec.Refuse = ""

@@ -94,7 +94,7 @@ func (s service) Resume() {
 }
 
 func (s service) Retire() {
-	s.u.letGo(ErrRetired)
+	s.u.letGo(ErrRetired, true)
 	s.u.finish(ErrRetired)
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/pausable"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -157,9 +158,16 @@ func (f *Fds) unlinkAll(entries []*entry) {
 }
 
 // retire closes every copy that this process holds (I6), and the registry,
-// because of err. Wrappers of listeners go on blocking and those of packet
-// conns go on writing until the program closes them.
-func (f *Fds) retire(err error) {
+// because of err. Wrappers of listeners go on blocking until the program closes
+// them. Those of packet conns go on writing until then in a process that drains,
+// and are closed in any other, which owes nobody an answer.
+func (f *Fds) retire(err error, drains bool) {
+	var left []pausable.PacketConn
+	defer func() { // without the lock, which their close takes
+		for _, c := range left {
+			_ = c.Close()
+		}
+	}()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.out == nil { // as with Exit, the first reason is the one to tell
@@ -170,8 +178,12 @@ func (f *Fds) retire(err error) {
 		if e.listener != nil {
 			e.listener.Retire()
 		}
-		if e.packets != nil {
+		switch {
+		case e.packets == nil:
+		case drains:
 			e.packets.Retire()
+		default:
+			left = append(left, e.packets)
 		}
 		_ = e.FD.Close()
 		delete(f.byID, id)

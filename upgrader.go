@@ -394,7 +394,7 @@ func (u *Upgrader) end(owned bool, err error) {
 		u.older.Close()
 	}
 	if !owned {
-		u.letGo(err)
+		u.letGo(err, false)
 		return
 	}
 	if u.cfg.PIDFile != "" {
@@ -436,9 +436,10 @@ func (u *Upgrader) giveBack() {
 	}
 }
 
-// letGo closes every copy of what was handed over or received (I6).
-func (u *Upgrader) letGo(err error) {
-	u.fds.retire(err)
+// letGo closes every copy of what was handed over or received (I6). drains says
+// that this process has owned and still owes answers.
+func (u *Upgrader) letGo(err error, drains bool) {
+	u.fds.retire(err, drains)
 	u.older.LetGo()
 	claim, inherited := u.takeClaims()
 	for _, c := range []*rendezvous.Claim{inherited, claim} {
