@@ -447,7 +447,10 @@ func (p *predecessor) probation(settled bool) {
 				p.resume(p.broken(err))
 				return
 			}
-			p.resume(&rolledBackError{printable(m.GetRollback().GetReason())})
+			p.own(&rolledBackError{printable(m.GetRollback().GetReason())})
+			// Nor after it, before the successor has closed its own: what has
+			// arrived there may have been something else.
+			_ = p.link.deaf()
 			return
 		default:
 			p.resume(p.broken(unexpected(m, stepSettle)))
@@ -530,11 +533,16 @@ func (p *predecessor) resume(err error) {
 		p.leave()
 		return
 	}
+	p.link.close()
+	p.own(err)
+}
+
+// own is resume for a connection that stays open.
+func (p *predecessor) own(err error) {
 	step := p.step
 	if p.brokeAt != "" {
 		step = p.brokeAt
 	}
-	p.link.close()
 	p.server.service.Resume()
 	p.server.failed(p, step, &Error{Side: Predecessor, Step: step, Err: err})
 }
