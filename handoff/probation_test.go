@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -232,6 +233,20 @@ func TestSettle(t *testing.T) {
 		p.write(unknownMember)
 		settled := async(func() error { return c.taking.Settle(t.Context()) })
 		p.mustHear()
+		p.close()
+		if err := <-settled; err != nil {
+			t.Errorf("Settle: %v", err)
+		}
+	})
+	bubble(t, "says when the answer takes long", func(t *testing.T) {
+		var log strings.Builder
+		c, p := alone(t, func(c *candidate) { c.cfg.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+		settled := async(func() error { return c.taking.Settle(t.Context()) })
+		elapse(limits.Commit) // far less than the probation
+		synctest.Wait()
+		if !strings.Contains(log.String(), "has not retired yet") {
+			t.Errorf("the log has nothing of it:\n%s", log.String())
+		}
 		p.close()
 		if err := <-settled; err != nil {
 			t.Errorf("Settle: %v", err)

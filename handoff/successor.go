@@ -101,10 +101,11 @@ type Taking struct {
 	// Of the machine's goroutine.
 	call     *readyCall
 	owns     bool
-	owned    bool      // it has owned: there is nothing left to abort
-	answered bool      // it has decided to stay or to give the service back
-	yielding *rollback // the one that goes on, or nil
-	broken   bool      // nothing can be told to the predecessor any more
+	owned    bool        // it has owned: there is nothing left to abort
+	answered bool        // it has decided to stay or to give the service back
+	yielding *rollback   // the one that goes on, or nil
+	broken   bool        // nothing can be told to the predecessor any more
+	overdue  *time.Timer // logs that the predecessor takes long to retire
 
 	settled chan struct{} // closed when the predecessor cannot come back
 	done    chan struct{} // closed when the machine has ended
@@ -549,8 +550,8 @@ func (t *Taking) finalPage(p *pb.ManifestPage, fds []*scm.FD) error {
 
 // ownership lasts until the predecessor has gone, or owns again.
 func (t *Taking) ownership() {
-	overdue := t.warnUnsettled()
-	defer overdue.Stop()
+	t.overdue = t.warnUnsettled()
+	defer t.overdue.Stop()
 	for {
 		m, fds, err := t.next(context.Background())
 		closeAll(fds)
@@ -572,7 +573,7 @@ func (t *Taking) ownership() {
 			t.err = &Error{Side: Successor, Step: stepRetired, Err: err}
 			return
 		case err == nil && m.GetRetired() != nil && t.answered:
-			overdue.Stop()
+			t.overdue.Stop()
 			t.settle()
 			continue
 		case err == nil && m.GetDraining() != nil:
@@ -587,7 +588,7 @@ func (t *Taking) ownership() {
 				return
 			}
 		}
-		overdue.Stop()
+		t.overdue.Stop()
 		t.link.close()
 		t.settle()
 		t.tellGone()
@@ -639,6 +640,7 @@ func (t *Taking) probationOver() error {
 func (t *Taking) stay() {
 	t.answered = true
 	t.receiver.Settling()
+	t.overdue.Reset(t.commitLimit) // counted from the decision
 	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_Settle{Settle: &pb.Settle{}}})
 }
 
