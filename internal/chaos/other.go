@@ -1,0 +1,13 @@
+//go:build !linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	fmt.Fprintln(os.Stderr, "the fault matrix needs Linux: it looks into /proc and stops processes thread by thread")
+	os.Exit(1)
+}
