@@ -51,6 +51,11 @@ func newMatrix(cells []cell, o options) *matrix {
 			return &result{wrong: wrong, transcript: transcript}
 		}})
 	}
+	for _, sc := range scenarios {
+		m.tests = append(m.tests, test{"scenario/" + strings.ReplaceAll(sc.name, " ", "-"), func(ctx context.Context, dir string) *result {
+			return runScenario(ctx, dir, sc)
+		}})
+	}
 	m.tests = slices.DeleteFunc(m.tests, func(t test) bool { return !o.only.MatchString(t.name) })
 	return m
 }
@@ -168,6 +173,7 @@ func (m *matrix) report(w io.Writer, took time.Duration) int {
 // tables prints who owns at the end of each cell: the letters of expect.txt, a
 // dot for a cell that was not run, and a letter in brackets where it was wrong.
 func (m *matrix) tables(w io.Writer) {
+	defer m.others(w)
 	scenario := ""
 	var kind moment
 	for i := 0; i < len(m.rows); {
@@ -200,6 +206,22 @@ func (m *matrix) tables(w io.Writer) {
 				text = "(" + text + ")"
 			}
 			fmt.Fprintf(w, "%-11s", text)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// others prints how each scenario has ended that has no row.
+func (m *matrix) others(w io.Writer) {
+	fmt.Fprintln(w)
+	for _, t := range m.tests {
+		r := m.results[t.name]
+		if !strings.HasPrefix(t.name, "scenario/") || r == nil {
+			continue
+		}
+		fmt.Fprintf(w, "%-6s %s", r.verdict(), t.name)
+		if r.skipped != "" {
+			fmt.Fprintf(w, ": %s", r.skipped)
 		}
 		fmt.Fprintln(w)
 	}

@@ -294,7 +294,7 @@ func (s *service) handoffFD() (int, error) {
 		}
 		// What accept(2) returned has the listener's name, what dialled has none.
 		_, err = unix.Getpeername(fd)
-		if u, ok := own.(*unix.SockaddrUnix); ok && u.Name == "" && err == nil {
+		if u, ok := own.(*unix.SockaddrUnix); ok && strings.Trim(u.Name, "@") == "" && err == nil {
 			return fd, nil
 		}
 	}
