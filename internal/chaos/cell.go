@@ -21,6 +21,7 @@ import (
 type attempt struct {
 	*stage
 	cell   cell
+	fresh  spec // of a process that starts when nobody owns
 	sides  [2]*process
 	relay  *relay
 	client *session // that the predecessor has accepted before
@@ -106,8 +107,10 @@ func (s *stage) epilogue(owner *process, name string) {
 // and checks what becomes of it. It returns the owner, with nobody else about;
 // nil if something was wrong.
 func (s *stage) attempt(c cell, p *process, sspec spec) *process {
-	a := &attempt{stage: s, cell: c, placed: make(chan struct{})}
+	a := &attempt{stage: s, cell: c, fresh: sspec, placed: make(chan struct{})}
+	a.fresh.Name += "-fresh"
 	a.sides[predecessor] = p
+	p.forget() // it may have had other successors
 	var err error
 	if a.client, err = newSession(s.address); s.fail(err) {
 		return nil
@@ -116,20 +119,27 @@ func (s *stage) attempt(c cell, p *process, sspec spec) *process {
 	c.limits(new(spec), &sspec)
 	sspec.Progress, sspec.Gate = true, c.want == outcomeHeir
 	before := len(s.wrong)
+	done := func() {}
 	if c.moment == at {
 		a.direct(sspec)
 	} else {
-		defer a.relayed(sspec)()
+		done = a.relayed(sspec)
 	}
-	if len(s.wrong) > before {
-		return nil
+	defer done()
+	var owner *process
+	if len(s.wrong) == before {
+		s.count(c.column.String())
+		owner = a.judge()
 	}
-	s.count(c.column.String())
-	owner := a.judge()
-	if len(s.wrong) > before {
-		return nil
+	if len(s.wrong) == before {
+		return owner
 	}
-	return owner
+	for _, p := range a.sides { // the end of the relay is the end of a lease that they may still hold
+		if p != nil {
+			p.kill()
+		}
+	}
+	return nil
 }
 
 // relayed starts the successor behind a relay and returns when the fault is over.
@@ -214,7 +224,7 @@ func (a *attempt) handle(f *frame) {
 		a.goneFrom()
 	}
 	if f.name == "Hello" {
-		a.said = a.cell.moment == after || a.cell.fault == faultRepeated || a.cell.fault == faultDelayed
+		a.said = a.cell.moment == after || a.cell.fault == faultRepeated || a.cell.fault == faultDelayed || a.cell.fault == faultNone
 	}
 	if a.cell.moment == after {
 		a.welcomed(f)
@@ -355,6 +365,8 @@ func (a *attempt) disturb(f *frame) {
 		a.relay.deliver(f)
 	case faultMisplaced:
 		a.relay.inject(f.from, misplaced(f.from))
+		a.relay.deliver(f)
+	case faultNone:
 		a.relay.deliver(f)
 	case faultDelayed:
 		timer := time.NewTimer(delay)
@@ -574,7 +586,7 @@ func (a *attempt) nobodyOwns() *process {
 		a.fail(a.client.again())
 	}
 	a.victim().kill()
-	fresh, err := a.start(a.spec(s.name + "-fresh"))
+	fresh, err := a.start(a.fresh)
 	if a.fail(err) {
 		return nil
 	}

@@ -49,6 +49,7 @@ const (
 	faultRepeated  fault = "repeated"
 	faultMisplaced fault = "misplaced"
 	faultDelayed   fault = "delayed"
+	faultNone      fault = "none" // in a soak only
 )
 
 // moment is when it goes wrong, seen from the message.

@@ -96,6 +96,9 @@ func play(ctx context.Context, dir string, o options, began time.Time) (wrong in
 	if err != nil {
 		return 0, fmt.Errorf("expect.txt: %w", err)
 	}
+	if o.soak > 0 {
+		return runSoak(ctx, dir, cells, o, os.Stdout)
+	}
 	m := newMatrix(cells, o)
 	if o.list {
 		m.list(os.Stdout)

@@ -32,6 +32,7 @@ type process struct {
 
 	mu       sync.Mutex
 	events   []event
+	from     int // where await and count begin, see forget
 	news     chan struct{}
 	stopped  bool
 	released int64 // when it could certainly do nothing any more; 0: it can
@@ -152,9 +153,19 @@ func (p *process) current() string {
 	return p.state
 }
 
-// await returns the first event that fits, from the beginning of the process on.
+// forget has await and count look at nothing that has happened by now.
+func (p *process) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.from = len(p.events)
+}
+
+// await returns the first event that fits, since forget or the process's start.
 func (p *process) await(ctx context.Context, what string, fits func(event) bool) (event, error) {
-	for i := 0; ; {
+	p.mu.Lock()
+	i := p.from
+	p.mu.Unlock()
+	for {
 		p.mu.Lock()
 		for ; i < len(p.events); i++ {
 			if fits(p.events[i]) {
@@ -210,12 +221,12 @@ func (p *process) expectState(ctx context.Context, state string) error {
 	}
 }
 
-// count is how many events fit so far.
+// count is how many events fit, since forget or the process's start.
 func (p *process) count(fits func(event) bool) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
-	for _, e := range p.events {
+	for _, e := range p.events[p.from:] {
 		if fits(e) {
 			n++
 		}
@@ -313,8 +324,8 @@ func (p *process) complaints() string {
 	return string(text)
 }
 
-// transcript returns all events of the processes in the order in which they
-// happened.
+// transcript returns the events of the processes since begin, in the order in
+// which they happened.
 func transcript(processes []*process, begin int64) string {
 	type line struct {
 		at   int64
@@ -324,6 +335,9 @@ func transcript(processes []*process, begin int64) string {
 	for _, p := range processes {
 		p.mu.Lock()
 		for _, e := range p.events {
+			if e.At < begin {
+				continue
+			}
 			text := fmt.Sprintf("%-4s %-8s %s", p.name, e.Name, e.Text)
 			if e.Error != "" {
 				text += " error: " + e.Error
