@@ -56,7 +56,7 @@ func (c cell) limits(p, s *spec) {
 
 // probations are what the successor of each scenario asks for.
 var probations = map[string]time.Duration{
-	"commit": 0, "settle": probation, "settle-unasked": longTime, "rollback": probation, "rollback-unasked": longTime,
+	"commit": 0, "giveup": 0, "settle": probation, "settle-unasked": longTime, "rollback": probation, "rollback-unasked": longTime,
 }
 
 // probation is how long a successor is on probation before it is asked. What
@@ -117,7 +117,7 @@ func (s *stage) attempt(c cell, p *process, sspec spec) *process {
 	}
 	defer a.client.close()
 	c.limits(new(spec), &sspec)
-	sspec.Progress, sspec.Gate = true, c.want == outcomeHeir
+	sspec.Progress, sspec.Gate = true, c.want == outcomeHeir || c.scenario == "giveup"
 	before := len(s.wrong)
 	done := func() {}
 	if c.moment == at {
@@ -200,11 +200,18 @@ func (a *attempt) direct(sspec spec) {
 
 // decide has the program of the successor do unasked what the scenario says.
 func (a *attempt) decide() {
-	decision := map[string]string{"settle-unasked": commandSettle, "rollback-unasked": commandRollback}[a.cell.scenario]
-	if decision == "" {
+	decision, when := "", eventReady
+	switch a.cell.scenario {
+	case "giveup":
+		decision, when = commandStop, eventReceived
+	case "settle-unasked":
+		decision = commandSettle
+	case "rollback-unasked":
+		decision = commandRollback
+	default:
 		return
 	}
-	if _, err := a.sides[successor].expect(a.ctx, eventReady); err == nil {
+	if _, err := a.sides[successor].expect(a.ctx, when); err == nil {
 		_ = a.sides[successor].tell(decision) // it may be dead by now, as the cell wants it
 	}
 }
@@ -574,9 +581,12 @@ func (a *attempt) nobodyOwns() *process {
 	p, s := a.sides[predecessor], a.sides[successor]
 	switch a.cell.victim {
 	case predecessor:
-		if a.cell.scenario == "commit" {
+		switch a.cell.scenario {
+		case "commit":
 			a.leave(s, "ErrTimeout", 1)
-		} else {
+		case "giveup":
+			a.leave(s, "ErrStopped", 1)
+		default:
 			a.leave(s, "ErrRolledBack", crossfade.ExitRolledBack)
 		}
 	default:

@@ -42,6 +42,10 @@ var scenarios = []scenario{
 		play: (*stage).duringProbation,
 	},
 	{
+		name: "the owner is stopped during an offer", rule: "section 16",
+		play: (*stage).stoppedOwner,
+	},
+	{
 		name: "controllers that hang", rule: "section 10: nobody waits for another",
 		play: (*stage).hangingControllers,
 	},
@@ -231,6 +235,32 @@ func (s *stage) duringProbation(p *process) *process {
 	}
 	s.leave(p, "ErrRetired", 0)
 	return s.tookOver(next, owner)
+}
+
+// stoppedOwner: a candidate must not adopt what was told to stop.
+func (s *stage) stoppedOwner(p *process) *process {
+	sp := s.spec("S")
+	sp.Gate = true
+	candidate, err := s.start(sp)
+	if s.fail(err) {
+		return nil
+	}
+	if _, err := candidate.expect(s.ctx, eventReceived); s.fail(err) {
+		return nil
+	}
+	s.stopForGood(p)
+	s.leave(candidate, "ErrStopping", 1)
+	fresh, err := s.start(s.spec("S2"))
+	if s.fail(err) {
+		return nil
+	}
+	if _, err := fresh.expect(s.ctx, eventReady); s.fail(err) {
+		return nil
+	}
+	s.back()
+	s.busy()
+	s.verify(fresh)
+	return fresh
 }
 
 // hangingControllers: clients of the control socket that do nothing more, at each

@@ -534,7 +534,7 @@ func (s *stage) leave(p *process, reason string, status int) {
 	if reason != "" && !slices.Contains(why.Is, reason) {
 		s.failf("%s is out because of %q, which does not match %s", p.name, why.Error, reason)
 	}
-	if reason != "ErrStopped" { // the listeners of an owner that stops work on until the program closes them
+	if reason != "ErrStopped" || status != 0 { // the listeners of an owner that stops work on until the program closes them
 		s.fail(p.awaitInventory(s.ctx, func(have inventory) inventory { return have.holdsNothing(reason == "ErrRetired") }))
 	}
 	s.fail(p.tell(commandQuit))
