@@ -16,6 +16,8 @@ GOFLAGS ?=
 FUZZTIME ?= 10s
 BENCH ?= .
 BENCHTIME ?= 1s
+CHAOSFLAGS ?=
+HANDOFFS ?= 1000
 OSES := linux darwin freebsd openbsd windows
 # linux/386 stands for every 32-bit system: int and the fields of Timeval are
 # narrower there.
@@ -56,6 +58,14 @@ demo: ## Replace a running server under load and show what its clients notice
 .PHONY: test
 test: ## Run all tests with the race detector, in random order
 	$(call in-modules,$(GO) test -race -shuffle=on ./...)
+
+.PHONY: chaos
+chaos: ## Kill, stop and confuse each side at each message, and look who owns (CHAOSFLAGS=-short: a part)
+	$(GO) run -race ./internal/chaos $(CHAOSFLAGS)
+
+.PHONY: soak
+soak: ## Hand one service over HANDOFFS times (1000) under load, with faults at random
+	$(GO) run -race ./internal/chaos -soak $(HANDOFFS) $(CHAOSFLAGS)
 
 # What fuzzing finds lands in testdata/fuzz and belongs in a commit.
 .PHONY: fuzz
@@ -170,4 +180,5 @@ model: ## Check the model of the protocol with spin
 .PHONY: ci
 ci: FUZZTIME := 1000x
 ci: BENCHTIME := 1x
-ci: lint cross model fuzz bench demo test ## Run all of this, as CI does
+ci: CHAOSFLAGS := -short
+ci: lint cross model fuzz bench demo chaos test ## Run all of this, as CI does

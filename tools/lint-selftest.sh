@@ -53,6 +53,11 @@ internal/statefile/x.go       M/scm                                             
 internal/generations/x.go     golang.org/x/sys/unix                             denied
 internal/generations/x.go     M/handoff                                         allowed
 internal/generations/x.go     M/scm                                             allowed
+internal/chaos/x.go           M/internal/rendezvous                             denied
+internal/chaos/x.go           M/internal/leak                                   denied
+internal/chaos/x.go           M                                                 allowed
+internal/chaos/x.go           M/handoff                                         allowed
+internal/chaos/x.go           golang.org/x/sys/unix                             allowed
 internal/leak/x.go            M/scm                                             denied
 internal/leak/x.go            golang.org/x/sys/unix                             denied
 internal/leak/x.go            testing                                           allowed

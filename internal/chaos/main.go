@@ -16,6 +16,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -43,28 +44,34 @@ type options struct {
 	soak     int
 }
 
-func parseOptions() (options, error) {
+func parseOptions(args []string) (options, error) {
 	var o options
-	only := flag.String("run", "", "run the cells and scenarios whose names match this `regexp`")
-	flag.BoolVar(&o.verbose, "v", false, "name each cell as it ends")
-	flag.BoolVar(&o.short, "short", false, "run a part: each message once, and each fault once in each phase")
-	flag.BoolVar(&o.list, "list", false, "print the names of the cells and scenarios, and run nothing")
-	flag.Uint64Var(&o.seed, "seed", 1, "choose by this `number`: the part of -short, and everything in a soak")
+	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
+	only := flags.String("run", "", "run the cells and scenarios whose names match this `regexp`")
+	flags.BoolVar(&o.verbose, "v", false, "name each cell as it ends")
+	flags.BoolVar(&o.short, "short", false, "run a part: each message once, and each fault once in each phase")
+	flags.BoolVar(&o.list, "list", false, "print the names of the cells and scenarios, and run nothing")
+	flags.Uint64Var(&o.seed, "seed", 1, "choose by this `number`: the part of -short, and everything in a soak")
 	// Most of the time of a cell is waiting.
-	flag.IntVar(&o.parallel, "parallel", 4*runtime.NumCPU(), "run `n` cells at the same time")
-	flag.IntVar(&o.soak, "soak", 0, "run `n` handoffs of one service, with faults at random, instead of the matrix")
-	flag.Parse()
-	if flag.NArg() > 0 {
-		return o, fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	flags.IntVar(&o.parallel, "parallel", 4*runtime.NumCPU(), "run `n` cells at the same time")
+	flags.IntVar(&o.soak, "soak", 0, "run `n` handoffs of one service, with faults at random, instead of the matrix")
+	err := flags.Parse(args)
+	if err == nil && flags.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	var err error
+	if err != nil {
+		return o, err
+	}
 	o.only, err = regexp.Compile(*only)
 	return o, err
 }
 
 // run is the harness. It returns its exit status.
 func run() int {
-	o, err := parseOptions()
+	o, err := parseOptions(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "chaos: %v\n", err)
 		return 2

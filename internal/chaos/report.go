@@ -46,10 +46,7 @@ func newMatrix(cells []cell, o options) *matrix {
 		chosen = choose(cells, o.seed)
 	}
 	for _, c := range chosen {
-		m.tests = append(m.tests, test{c.String(), func(ctx context.Context, dir string) *result {
-			wrong, transcript := runCell(ctx, dir, c)
-			return &result{wrong: wrong, transcript: transcript}
-		}})
+		m.tests = append(m.tests, cellTest(c))
 	}
 	for _, sc := range scenarios {
 		m.tests = append(m.tests, test{"scenario/" + strings.ReplaceAll(sc.name, " ", "-"), func(ctx context.Context, dir string) *result {
@@ -58,6 +55,13 @@ func newMatrix(cells []cell, o options) *matrix {
 	}
 	m.tests = slices.DeleteFunc(m.tests, func(t test) bool { return !o.only.MatchString(t.name) })
 	return m
+}
+
+func cellTest(c cell) test {
+	return test{c.String(), func(ctx context.Context, dir string) *result {
+		wrong, transcript := runCell(ctx, dir, c)
+		return &result{wrong: wrong, transcript: transcript}
+	}}
 }
 
 // choose takes a part of the cells that has each message once, and each column
@@ -179,8 +183,13 @@ func (m *matrix) tables(w io.Writer) {
 	for i := 0; i < len(m.rows); {
 		c := m.rows[i]
 		columns := c.moment.columns()
-		row := m.rows[i : i+len(columns)]
-		i += len(columns)
+		row := m.rows[i:]
+		if end := slices.IndexFunc(row, func(d cell) bool {
+			return d.scenario != c.scenario || d.message != c.message || d.moment != c.moment
+		}); end >= 0 {
+			row = row[:end]
+		}
+		i += len(row)
 		if !slices.ContainsFunc(row, func(c cell) bool { return m.results[c.String()] != nil }) {
 			continue
 		}

@@ -24,8 +24,13 @@ var shares = []struct {
 	fault fault
 	share int
 }{
-	{faultKill, 300}, {faultClose, 60}, {faultStop, 30},
-	{faultGarbage, 40}, {faultRepeated, 40}, {faultMisplaced, 40}, {faultDelayed, 40},
+	{faultKill, 300},
+	{faultClose, 60},
+	{faultStop, 30},
+	{faultGarbage, 40},
+	{faultRepeated, 40},
+	{faultMisplaced, 40},
+	{faultDelayed, 40},
 }
 
 // soak is one service that is handed over again and again, under load, while at
