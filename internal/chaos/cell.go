@@ -56,7 +56,7 @@ func (c cell) limits(p, s *spec) {
 
 // probations are what the successor of each scenario asks for.
 var probations = map[string]time.Duration{
-	"commit": 0, "giveup": 0, "settle": probation, "settle-unasked": longTime, "rollback": probation, "rollback-unasked": longTime,
+	"commit": 0, "pages": 0, "giveup": 0, "settle": probation, "settle-unasked": longTime, "rollback": probation, "rollback-unasked": longTime,
 }
 
 // probation is how long a successor is on probation before it is asked. What
@@ -78,6 +78,9 @@ func runCell(ctx context.Context, dir string, c cell) (wrong []string, transcrip
 }
 
 func (s *stage) play(c cell) {
+	if c.scenario == "pages" {
+		s.files = manyFiles
+	}
 	pspec := s.spec("P")
 	c.limits(&pspec, new(spec))
 	if c.moment == at && c.holder() == predecessor {
@@ -91,6 +94,9 @@ func (s *stage) play(c cell) {
 		s.epilogue(owner, "N")
 	}
 }
+
+// manyFiles is how many files make an offer of three pages.
+const manyFiles = 2*scm.MaxDescriptors + 20
 
 // epilogue has the next process take over, and then stop for good.
 func (s *stage) epilogue(owner *process, name string) {
@@ -582,7 +588,7 @@ func (a *attempt) nobodyOwns() *process {
 	switch a.cell.victim {
 	case predecessor:
 		switch a.cell.scenario {
-		case "commit":
+		case "commit", "pages":
 			a.leave(s, "ErrTimeout", 1)
 		case "giveup":
 			a.leave(s, "ErrStopped", 1)

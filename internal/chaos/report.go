@@ -89,9 +89,9 @@ func (c cell) phase() string {
 	switch c.message {
 	case "Hello", "Welcome", "Prepared", "ManifestPage.0", "PageAck.0":
 		return "offer"
-	case "Received", "Progress", "Ready":
+	case "Received", "Progress", "Ready", "Abort":
 		return "initialisation"
-	case "ManifestPage.1", "PageAck.1", "FinalReceived", "Commit":
+	case "ManifestPage.1", "ManifestPage.2", "PageAck.1", "FinalReceived", "Commit":
 		return "commit"
 	default:
 		return "standby"

@@ -104,7 +104,7 @@ func (s *service) begin() error {
 		return err
 	}
 	s.generation.Store(s.upg.Status().Process.Generation)
-	if err := s.open(ctx); err != nil {
+	if err := errors.Join(s.open(ctx), s.keepFiles()); err != nil {
 		return err
 	}
 	s.report(newEvent(eventReceived, "", nil))
@@ -132,6 +132,24 @@ func (s *service) begin() error {
 			s.report(newEvent(eventGone, "", nil))
 		}
 	}()
+	return nil
+}
+
+// keepFiles takes over the files that the spec asks for, or makes them.
+func (s *service) keepFiles() error {
+	for i := range s.spec.Files {
+		name := fmt.Sprint("file ", i)
+		f, err := s.upg.Fds().File(name)
+		if errors.Is(err, crossfade.ErrNotInherited) {
+			f, err = os.Open("/dev/zero")
+			if err == nil {
+				err = s.upg.Fds().AddFile(name, f)
+			}
+		}
+		if err := errors.Join(err, f.Close()); err != nil { // the registry has its own
+			return err
+		}
+	}
 	return nil
 }
 

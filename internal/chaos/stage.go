@@ -29,6 +29,7 @@ type stage struct {
 	dir     string
 	address string
 	begin   int64
+	files   int   // that each process hands over
 	load    *load // nil while no client is about, as is watch
 	watch   *watch
 
@@ -77,6 +78,7 @@ func (s *stage) spec(name string) spec {
 	return spec{
 		Name: name, Socket: s.path("control"), Address: s.address, Unix: s.path("local"),
 		DialTimeout: longTime, ReadyTimeout: longTime, CommitTimeout: longTime,
+		Files: s.files,
 	}
 }
 
