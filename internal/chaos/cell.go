@@ -397,8 +397,6 @@ func (a *attempt) judge() *process {
 		return a.predecessorOwns("", 1)
 	case outcomeRolledBack:
 		return a.predecessorOwns("ErrRolledBack", crossfade.ExitRolledBack)
-	case outcomeUnlearned:
-		return a.predecessorOwnsUnlearned()
 	case outcomeYielding, outcomeReturning:
 		return a.yields()
 	case outcomeSuccessor:
@@ -439,24 +437,6 @@ func (a *attempt) predecessorOwns(reason string, status int) *process {
 	if s.acts() {
 		a.leave(s, reason, status)
 	}
-	a.atRest(p)
-	return p
-}
-
-// predecessorOwnsUnlearned is the end of a rollback whose Resumed was not
-// understood: the successor must wait for as long as the predecessor lives.
-func (a *attempt) predecessorOwnsUnlearned() *process {
-	p, s := a.sides[predecessor], a.sides[successor]
-	if a.fail(p.expectLog(a.ctx, "the handoff failed")) || a.fail(s.expectLog(a.ctx, "waiting for its end")) {
-		return nil
-	}
-	if a.fail(s.expectState(a.ctx, handoff.StateYielding.String())) {
-		return nil
-	}
-	a.fail(a.client.again())
-	a.client.close()
-	a.end(s)
-	a.verify(p)
 	a.atRest(p)
 	return p
 }

@@ -71,7 +71,6 @@ var elsewhere = map[string]string{
 	"Connection":      "reserved",
 	"ConnectionAck":   "reserved",
 	"EndDrain":        "not sent by this version",
-	"Draining":        "not sent by this version",
 }
 
 func TestEveryMessageHasARow(t *testing.T) {
@@ -148,7 +147,7 @@ func TestWrongExpectationFails(t *testing.T) {
 			c.want = tt.want
 			o := options{only: regexp.MustCompile(""), parallel: 1}
 			m := &matrix{options: o, rows: []cell{c}, results: make(map[string]*result)}
-			m.tests = []test{cellTest(c)}
+			m.tests = []test{cellTest(c, nil)}
 			// What is awaited here never comes.
 			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 			defer cancel()

@@ -27,14 +27,13 @@ const (
 	outcomeRolledBack  outcome = "R"
 	outcomeYielding    outcome = "n"
 	outcomeReturning   outcome = "m"
-	outcomeUnlearned   outcome = "p"
 	outcomeNobody      outcome = "-"
 )
 
 var outcomes = []outcome{
 	outcomePredecessor, outcomeSuccessor, outcomeHeir, outcomeFresh,
 	outcomeUnsettled, outcomeResumable, outcomeRolledBack, outcomeYielding,
-	outcomeReturning, outcomeUnlearned, outcomeNobody,
+	outcomeReturning, outcomeNobody,
 }
 
 // fault is what goes wrong.

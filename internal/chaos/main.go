@@ -99,14 +99,14 @@ func run() int {
 }
 
 func play(ctx context.Context, dir string, o options, began time.Time) (wrong int, err error) {
-	cells, _, err := parseTable(expectations)
+	cells, rules, err := parseTable(expectations)
 	if err != nil {
 		return 0, fmt.Errorf("expect.txt: %w", err)
 	}
 	if o.soak > 0 {
 		return runSoak(ctx, dir, cells, o, os.Stdout)
 	}
-	m := newMatrix(cells, o)
+	m := newMatrix(cells, rules, o)
 	if o.list {
 		m.list(os.Stdout)
 		return 0, nil

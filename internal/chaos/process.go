@@ -34,7 +34,6 @@ type process struct {
 	events   []event
 	from     int // where await and count begin, see forget
 	news     chan struct{}
-	stopped  bool
 	released int64 // when it could certainly do nothing any more; 0: it can
 	state    string
 }
@@ -270,17 +269,11 @@ func (p *process) stop() error {
 		if err != nil {
 			return fmt.Errorf("stopping %s: %w", p.name, err)
 		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.stopped = true
 		return nil
 	}
 }
 
 func (p *process) cont() error {
-	p.mu.Lock()
-	p.stopped = false
-	p.mu.Unlock()
 	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		return fmt.Errorf("waking %s: %w", p.name, err)
 	}

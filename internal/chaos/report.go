@@ -27,6 +27,7 @@ type matrix struct {
 // test is a cell, or another scenario, by its name.
 type test struct {
 	name string
+	why  string // what is expected, and by which rule
 	run  func(ctx context.Context, dir string) *result
 }
 
@@ -39,17 +40,17 @@ type result struct {
 }
 
 // newMatrix chooses what is to be run.
-func newMatrix(cells []cell, o options) *matrix {
+func newMatrix(cells []cell, rules map[string]string, o options) *matrix {
 	m := &matrix{options: o, rows: cells, results: make(map[string]*result)}
 	chosen := cells
 	if o.short {
 		chosen = choose(cells, o.seed)
 	}
 	for _, c := range chosen {
-		m.tests = append(m.tests, cellTest(c))
+		m.tests = append(m.tests, cellTest(c, rules))
 	}
 	for _, sc := range scenarios {
-		m.tests = append(m.tests, test{"scenario/" + strings.ReplaceAll(sc.name, " ", "-"), func(ctx context.Context, dir string) *result {
+		m.tests = append(m.tests, test{"scenario/" + strings.ReplaceAll(strings.ReplaceAll(sc.name, ",", ""), " ", "-"), sc.rule, func(ctx context.Context, dir string) *result {
 			return runScenario(ctx, dir, sc)
 		}})
 	}
@@ -57,8 +58,9 @@ func newMatrix(cells []cell, o options) *matrix {
 	return m
 }
 
-func cellTest(c cell) test {
-	return test{c.String(), func(ctx context.Context, dir string) *result {
+func cellTest(c cell, rules map[string]string) test {
+	why := fmt.Sprintf("%s, by %s: %s", c.want, c.rule, rules[c.rule])
+	return test{c.String(), why, func(ctx context.Context, dir string) *result {
 		wrong, transcript := runCell(ctx, dir, c)
 		return &result{wrong: wrong, transcript: transcript}
 	}}
@@ -163,7 +165,7 @@ func (m *matrix) report(w io.Writer, took time.Duration) int {
 			continue
 		}
 		wrong++
-		fmt.Fprintf(w, "\nWRONG %s\n", t.name)
+		fmt.Fprintf(w, "\nWRONG %s\n  expected: %s\n", t.name, t.why)
 		for _, text := range r.wrong {
 			fmt.Fprintf(w, "  %s\n", strings.ReplaceAll(text, "\n", "\n  "))
 		}
@@ -228,7 +230,7 @@ func (m *matrix) others(w io.Writer) {
 		if !strings.HasPrefix(t.name, "scenario/") || r == nil {
 			continue
 		}
-		fmt.Fprintf(w, "%-6s %s", r.verdict(), t.name)
+		fmt.Fprintf(w, "%-6s %-66s %s", r.verdict(), t.name, t.why)
 		if r.skipped != "" {
 			fmt.Fprintf(w, ": %s", r.skipped)
 		}

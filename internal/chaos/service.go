@@ -97,8 +97,8 @@ func (s *service) begin() error {
 		Socket: s.spec.Socket, Instance: s.spec.Name,
 		DialTimeout: s.spec.DialTimeout, Wait: s.spec.Wait,
 		ReadyTimeout: s.spec.ReadyTimeout, CommitTimeout: s.spec.CommitTimeout,
-		AtProbationEnd: s.spec.AtProbationEnd,
-		Logger:         slog.New(slog.NewTextHandler(lines{s}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		AtProbationEnd: s.spec.AtProbationEnd, MaxDraining: s.spec.MaxDraining,
+		Logger: slog.New(slog.NewTextHandler(lines{s}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		return err

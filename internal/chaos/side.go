@@ -45,7 +45,8 @@ type spec struct {
 
 	AtProbationEnd crossfade.ProbationEnd
 
-	Files int // how many files it hands over besides
+	MaxDraining int
+	Files       int // how many files it hands over besides
 
 	Progress bool   // it sends a Progress before Ready
 	Gate     bool   // it calls Ready on the command "ready", else by itself

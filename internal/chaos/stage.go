@@ -40,7 +40,8 @@ type stage struct {
 	tries     []try
 	samples   []sample
 	gone      []window // when the service was nobody's by the rules
-	rest      inventory
+	rest      inventory // of an owner when nothing has happened yet
+	left      inventory // of the owner that was at rest last
 	counts    map[string]int // of what was done, for a summary
 }
 
@@ -78,9 +79,12 @@ func (s *stage) spec(name string) spec {
 	return spec{
 		Name: name, Socket: s.path("control"), Address: s.address, Unix: s.path("local"),
 		DialTimeout: longTime, ReadyTimeout: longTime, CommitTimeout: longTime,
-		Files: s.files,
+		Files: s.files, MaxDraining: manyDraining,
 	}
 }
+
+// manyDraining is more processes than ever drain at the same time on a stage.
+const manyDraining = 20
 
 // start starts a service process on this stage.
 func (s *stage) start(sp spec, options ...option) (*process, error) {
@@ -286,7 +290,10 @@ func (s *stage) judgeOwners() {
 }
 
 func (s *stage) at(stamp int64) string {
-	if stamp == forever {
+	switch stamp {
+	case 0:
+		return "never"
+	case forever:
 		return "the end"
 	}
 	return fmt.Sprintf("%.3f ms", float64(stamp-s.begin)/1e6)
@@ -553,7 +560,10 @@ func isOut(e event) bool { return e.Name == eventExit || e.Name == eventFailed }
 // rest has, and no more.
 func (s *stage) atRest(owner *process) {
 	s.quiet()
-	s.fail(owner.awaitInventory(s.ctx, func(have inventory) inventory { return have.minus(s.rest) }))
+	s.fail(owner.awaitInventory(s.ctx, func(have inventory) inventory {
+		s.left = have
+		return have.minus(s.rest)
+	}))
 	s.busy()
 }
 
