@@ -124,7 +124,7 @@ func (s *stage) attempt(c cell, p *process, sspec spec) *process {
 	defer a.client.close()
 	c.limits(new(spec), &sspec)
 	sspec.Progress, sspec.Gate = true, c.want == outcomeHeir || c.scenario == "giveup"
-	before := len(s.wrong)
+	before := s.faults()
 	done := func() {}
 	if c.moment == at {
 		a.direct(sspec)
@@ -133,11 +133,11 @@ func (s *stage) attempt(c cell, p *process, sspec spec) *process {
 	}
 	defer done()
 	var owner *process
-	if len(s.wrong) == before {
+	if s.faults() == before {
 		s.count(c.column.String())
 		owner = a.judge()
 	}
-	if len(s.wrong) == before {
+	if s.faults() == before {
 		return owner
 	}
 	for _, p := range a.sides { // the end of the relay is the end of a lease that they may still hold

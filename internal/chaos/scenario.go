@@ -93,7 +93,7 @@ func runScenario(ctx context.Context, dir string, sc scenario) *result {
 		return &result{skipped: err.Error()}
 	}
 	if !st.fail(err) {
-		if owner := sc.play(st, p); owner != nil && len(st.wrong) == 0 {
+		if owner := sc.play(st, p); owner != nil && st.faults() == 0 {
 			st.atRest(owner)
 			st.epilogue(owner, "N")
 		}

@@ -95,7 +95,7 @@ func (s *soak) handOver(n int, o options, w io.Writer) (done int, failed cell) {
 		}
 		next := s.attempt(c, owner, s.soakSpec(fmt.Sprintf("P%d", i+1)))
 		cancel()
-		if next == nil || len(s.wrong) > 0 {
+		if next == nil || s.faults() > 0 {
 			return i, c
 		}
 		s.results[c.want]++

@@ -39,9 +39,9 @@ type stage struct {
 	wrong     []string
 	tries     []try
 	samples   []sample
-	gone      []window // when the service was nobody's by the rules
-	rest      inventory // of an owner when nothing has happened yet
-	left      inventory // of the owner that was at rest last
+	gone      []window       // when the service was nobody's by the rules
+	rest      inventory      // of an owner when nothing has happened yet
+	left      inventory      // of the owner that was at rest last
 	counts    map[string]int // of what was done, for a summary
 }
 
@@ -152,6 +152,13 @@ func (s *stage) fail(err error) bool {
 	s.mu.Unlock()
 	s.note("WRONG: %v", err)
 	return true
+}
+
+// faults is how much was wrong so far.
+func (s *stage) faults() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.wrong)
 }
 
 func (s *stage) failf(format string, args ...any) { s.fail(fmt.Errorf(format, args...)) }
