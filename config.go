@@ -58,7 +58,7 @@ const (
 )
 
 // Config configures an [Upgrader]. The zero value and nil work; New reads it
-// once and never changes it.
+// once and never changes it. A duration of more than 50 years means as many.
 type Config struct {
 	// Socket is the path of the control socket. Empty: the environment's
 	// CROSSFADE_SOCKET; if that is empty too, only successors that Upgrade
@@ -199,6 +199,9 @@ func (c *Config) populate(env environment) (*Config, error) {
 	if c != nil {
 		p = *c
 	}
+	for _, d := range p.durations() {
+		*d = min(*d, maxDuration)
+	}
 	setDefault(&p.Socket, env.socket)
 	setDefault(&p.SocketMode, DefaultSocketMode)
 	setDefault(&p.Instance, env.instance)
@@ -239,6 +242,24 @@ func (c *Config) populate(env environment) (*Config, error) {
 	return &p, p.resolvePaths()
 }
 
+// maxDuration is what a duration that means "for ever" is taken for: with it one
+// can still calculate.
+const maxDuration = 50 * 365 * 24 * time.Hour
+
+// durations are the fields that are durations, by their names.
+func (c *Config) durations() map[string]*time.Duration {
+	return map[string]*time.Duration{
+		"DialTimeout":     &c.DialTimeout,
+		"Wait":            &c.Wait,
+		"ReadyTimeout":    &c.ReadyTimeout,
+		"MaxReadyTimeout": &c.MaxReadyTimeout,
+		"CommitTimeout":   &c.CommitTimeout,
+		"Probation":       &c.Probation,
+		"MaxProbation":    &c.MaxProbation,
+		"DrainTimeout":    &c.DrainTimeout,
+	}
+}
+
 // resolvePaths makes paths independent of a later change of the working
 // directory.
 func (c *Config) resolvePaths() error {
@@ -259,21 +280,9 @@ func (c *Config) validate() error {
 	if err := handoff.CheckName(c.Instance); err != nil {
 		return fmt.Errorf("invalid Config.Instance: %w", err)
 	}
-	for _, d := range []struct {
-		name  string
-		value time.Duration
-	}{
-		{"DialTimeout", c.DialTimeout},
-		{"Wait", c.Wait},
-		{"ReadyTimeout", c.ReadyTimeout},
-		{"MaxReadyTimeout", c.MaxReadyTimeout},
-		{"CommitTimeout", c.CommitTimeout},
-		{"Probation", c.Probation},
-		{"MaxProbation", c.MaxProbation},
-		{"DrainTimeout", c.DrainTimeout},
-	} {
-		if d.value < 0 {
-			return fmt.Errorf("invalid Config.%s: %v is negative", d.name, d.value)
+	for name, value := range c.durations() {
+		if *value < 0 {
+			return fmt.Errorf("invalid Config.%s: %v is negative", name, *value)
 		}
 	}
 	if c.MaxDraining < 0 {

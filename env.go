@@ -83,6 +83,7 @@ func takeEnvironment() (environment, error) {
 		if err != nil || d < 0 {
 			return environment{}, fmt.Errorf("%s=%q is not a duration such as 30s", envProbation, v)
 		}
+		d = min(d, maxDuration)
 		env.probation = &d
 	}
 	if v := vars[envAtProbationEnd]; v != "" {

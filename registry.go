@@ -19,7 +19,6 @@ import (
 func (f *Fds) offer() []handoff.Descriptor {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.states.closeReceived() // from now on there are this process's own
 	f.offered = make(map[uint64]bool, len(f.byID))
 	ds := make([]handoff.Descriptor, 0, len(f.byID))
 	for _, e := range f.sortedLocked() {

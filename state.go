@@ -72,9 +72,9 @@ func (u *Upgrader) OfferState(name string, when Moment, write func(ctx context.C
 //
 // A state of the moment AtOffer can be taken until Ready returns, and is closed
 // then. One of the moment AtCommit can be taken when Ready has returned, until
-// this process offers what it has to a successor of its own, or is out. There
-// is none if the predecessor has died before it could commit: what it had
-// written might be old by then.
+// this process is out, and takes memory until then. There is none if the
+// predecessor has died before it could commit: what it had written might be old
+// by then.
 //
 // Errors: ErrNotInherited if there is no such state, or not yet; ErrNameTaken
 // if it was taken before.

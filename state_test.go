@@ -12,6 +12,7 @@ import (
 	"hash/crc32"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -213,6 +214,36 @@ func TestAStateOfferedDuringAnAttempt(t *testing.T) {
 }
 
 // A state is not a descriptor that somebody may have forgotten to serve.
+// A successor that was waiting begins its attempt at the instant at which this
+// process is settled, and takes no state from it.
+func TestAStateCanBeTakenWhileASuccessorComes(t *testing.T) {
+	d, spec, owner, _ := startOwner(t)
+	owner.do("offer state", stateSpec{Name: "counters", When: crossfade.AtCommit, Content: "all"})
+	next := d.launch(spec)
+	next.expect("ready")
+	next.expect("settled")
+	newCandidate(t, spec.Socket, "Received")
+	wantState(t, next, "counters", "all 1")
+}
+
+// Who means "for ever" writes the longest duration there is.
+func TestForEver(t *testing.T) {
+	const ever = time.Duration(math.MaxInt64)
+	d, spec, owner, _ := onProbation(t, ever, func(s *serviceSpec) {
+		s.DialTimeout, s.Wait, s.ReadyTimeout, s.MaxReadyTimeout, s.CommitTimeout = ever, ever, ever, ever, ever
+		s.MaxProbation, s.DrainTimeout = ever, ever
+	})
+	for name, when := range map[string]crossfade.Moment{"early": crossfade.AtOffer, "late": crossfade.AtCommit} {
+		owner.do("offer state", stateSpec{Name: name, When: when})
+	}
+	next := begin(d, spec, owner)
+	next.do("settle")
+	wantExit(t, owner, crossfade.ErrRetired)
+	if e := owner.status(); e.State.String() != "draining" {
+		t.Errorf("its status is %+v", e)
+	}
+}
+
 func TestStatesNeedNotBeTaken(t *testing.T) {
 	d, spec, owner, _ := startOwner(t, func(s *serviceSpec) { s.Linger = true })
 	owner.do("offer state", stateSpec{Name: "cache", When: crossfade.AtOffer})
@@ -228,7 +259,7 @@ func TestStatesNeedNotBeTaken(t *testing.T) {
 	wantNames(t, next, "sessions unclaimed", "web inherited")
 	newCandidate(t, spec.Socket, "Received").close()
 	next.awaitFailure("gone")
-	wantNames(t, next, "web inherited") // its own would be next
+	wantNames(t, next, "sessions unclaimed", "web inherited") // it is this process's to take
 
 	wantExit(t, owner, crossfade.ErrRetired)
 	if e := owner.try("offer state", stateSpec{Name: "more", When: crossfade.AtOffer}); !errors.Is(e.Err, crossfade.ErrRetired) {
