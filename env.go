@@ -60,28 +60,28 @@ func takeEnvironment() (environment, error) {
 	if v := vars[envFD]; v != "" {
 		fd, err := strconv.Atoi(v)
 		if err != nil || fd < 3 {
-			return environment{}, fmt.Errorf("%s=%q is not the number of an inherited descriptor", envFD, v)
+			return env, fmt.Errorf("%s=%q is not the number of an inherited descriptor", envFD, v)
 		}
 		env.fd = fd
 	}
 	if v := vars[envEpoch]; v != "" {
 		epoch, err := strconv.ParseUint(v, 10, 64)
 		if err != nil {
-			return environment{}, fmt.Errorf("%s=%q is not a number", envEpoch, v)
+			return env, fmt.Errorf("%s=%q is not a number", envEpoch, v)
 		}
 		env.epoch = epoch
 	}
 	if v := vars[envForce]; v != "" {
 		force, err := strconv.ParseBool(v)
 		if err != nil {
-			return environment{}, fmt.Errorf("%s=%q is neither 0 nor 1", envForce, v)
+			return env, fmt.Errorf("%s=%q is neither 0 nor 1", envForce, v)
 		}
 		env.force = force
 	}
 	if v := vars[envProbation]; v != "" {
 		d, err := time.ParseDuration(v)
 		if err != nil || d < 0 {
-			return environment{}, fmt.Errorf("%s=%q is not a duration such as 30s", envProbation, v)
+			return env, fmt.Errorf("%s=%q is not a duration such as 30s", envProbation, v)
 		}
 		d = min(d, maxDuration)
 		env.probation = &d
@@ -93,7 +93,7 @@ func takeEnvironment() (environment, error) {
 			end = RollbackAtEnd
 		case SettleAtEnd.String():
 		default:
-			return environment{}, fmt.Errorf("%s=%q is neither %v nor %v", envAtProbationEnd, v, SettleAtEnd, RollbackAtEnd)
+			return env, fmt.Errorf("%s=%q is neither %v nor %v", envAtProbationEnd, v, SettleAtEnd, RollbackAtEnd)
 		}
 		env.atProbationEnd = &end
 	}

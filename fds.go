@@ -30,9 +30,11 @@ const reservedPrefix = "crossfade."
 // UTF-8, not starting with "crossfade.". Its methods may be called
 // concurrently.
 //
-// While a successor is between Ready and Commit, milliseconds as a rule,
+// From a successor's Ready on, until this process has retired or owns again,
 // changes wait, at most for CommitTimeout; then they return
-// ErrHandoffInProgress. Once this process is out they return [Upgrader.Err].
+// ErrHandoffInProgress. That is milliseconds as a rule, and a whole probation if
+// there is one. The same holds for a process that is giving the service back.
+// Closing a listener or packet conn does not wait. Once this process is out they return [Upgrader.Err].
 // What is taken out while an attempt is under way stays open until it has
 // ended, so that its address is not free before.
 type Fds struct {
@@ -497,12 +499,15 @@ func (f *Fds) closed(e *entry) {
 	if f.keep {
 		return // the registry's own descriptor keeps the socket
 	}
+	if f.putOff(e) {
+		return // until the thaw, which may be long in coming: a probation is in between
+	}
 	unlock, err := f.change(context.Background())
 	for errors.Is(err, ErrHandoffInProgress) && !f.putOff(e) {
 		unlock, err = f.change(context.Background()) // it was just over
 	}
 	if err != nil {
-		return // until the thaw; or this process is out, and the path is another's
+		return // as above; or this process is out, and the path is another's
 	}
 	unlinked := f.byID[e.ID] == e && e.UnixPath != nil && (f.accepting || e.origin == handoff.OriginAdded)
 	f.dropLocked(e)

@@ -329,12 +329,17 @@ func (f *Fds) own() {
 // settle ends the time in which late additions can be asked for. The paths of
 // unix sockets that nobody asked for go now: the predecessor, which might have
 // come back to them, has closed its copies.
-func (f *Fds) settle() {
+func (f *Fds) settle() (orphans []*entry) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.closeUnclaimedLocked(true)
-	orphans := f.orphans
+	orphans = f.orphans
 	f.orphans = nil
-	f.mu.Unlock()
+	return orphans
+}
+
+// unlinkUnused unlinks the paths of what settle has returned.
+func (f *Fds) unlinkUnused(orphans []*entry) {
 	for _, e := range orphans {
 		if !f.usesPath(e.UnixPath) {
 			f.unlink(e)

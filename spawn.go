@@ -18,7 +18,8 @@ import (
 const reapGrace = 3 * time.Second
 
 // Upgrade starts Config.Command as the successor and returns nil as soon as it
-// owns, from when on Exit is closed or about to be. It gets one end of a socket
+// owns. Without a probation Exit is closed then, or about to be; with one, this
+// process stands by, and owns again if the successor rolls back or dies. It gets one end of a socket
 // pair, so that the result belongs to exactly that process. On an error this
 // process goes on as the owner, and what was started has ended: it gets a
 // moment to exit by itself, then it is killed.

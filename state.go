@@ -172,7 +172,7 @@ func (f *Fds) toWrite(when Moment) []*stateOffer {
 func (f *Fds) writeStates(ctx context.Context, when Moment, offers []*stateOffer) ([]handoff.Descriptor, error) {
 	deadline, _ := ctx.Deadline() // every step of an attempt has one
 	left := time.Until(deadline)
-	limit := left * 3 / 4
+	limit := left - left/4
 	ctx, cancel := context.WithTimeoutCause(ctx, limit,
 		&handoff.TimeoutError{For: "end of writing", Limit: limit.Round(time.Millisecond)})
 	defer cancel()

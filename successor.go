@@ -236,6 +236,9 @@ func (r receiver) Inherit(generation uint64) {
 }
 
 func (r receiver) Own(generation uint64, probation *handoff.Probation) {
+	if r.u.server.State() == handoff.StateOut {
+		return // it was told to stop while it was to give the service back
+	}
 	r.u.server.Own(generation, true, false) // first: what is served next may ask for it
 	r.u.server.SetProbation(probation)
 	r.u.fds.thaw()
@@ -260,11 +263,12 @@ func (r receiver) Yield(ctx context.Context) error {
 }
 
 func (r receiver) Settled() {
-	r.u.fds.settle()
-	r.u.giveUpInheritedPath()
+	orphans := r.u.fds.settle()
 	r.u.server.SetSettled()
-	r.u.markSettled()
 	r.u.older.Retired()
+	r.u.fds.unlinkUnused(orphans) // may wait for locks: a Stop meanwhile goes by the server
+	r.u.giveUpInheritedPath()
+	r.u.markSettled()
 }
 
 func (r receiver) Draining(connections int, deadline time.Time) {
@@ -306,9 +310,8 @@ func (u *Upgrader) openControlLater() {
 			return
 		case <-ticker.C:
 		}
-		switch u.server.State() {
-		case handoff.StateStandby, handoff.StateProbation:
-			return // the next change of owner opens it
+		if state := u.server.State(); !state.Owns() && state != handoff.StateHeir {
+			continue // until this process owns again
 		}
 		if u.openControl() == nil {
 			return

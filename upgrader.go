@@ -83,7 +83,7 @@ func New(ctx context.Context, cfg *Config) (*Upgrader, error) {
 func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	env, err := takeEnvironment()
 	if err != nil {
-		return nil, err
+		return nil, env.abandon(err)
 	}
 	explicit := cfg != nil && cfg.Socket != ""
 	c, err := cfg.populate(env)
@@ -380,7 +380,8 @@ func (u *Upgrader) stop() {
 		u.giveBack()
 	}
 	owned := u.server.Stop()
-	u.end(owned && isClosed(u.settled), ErrStopped)
+	u.end(owned && u.server.Settled(), ErrStopped)
+	u.server.Finish()
 	if u.taking != nil && u.server.State() != handoff.StateDraining {
 		u.taking.Leave()
 	}
@@ -394,6 +395,7 @@ func (u *Upgrader) end(owned bool, err error) {
 		u.older.Close()
 	}
 	if !owned {
+		u.suspend()
 		u.letGo(err, false)
 		return
 	}
@@ -414,6 +416,16 @@ func (u *Upgrader) end(owned bool, err error) {
 	}
 }
 
+// suspend lets go of exclusive resources in a process that is out, if it has them:
+// somebody else may own from now on.
+func (u *Upgrader) suspend() {
+	ctx, cancel := context.WithTimeout(context.Background(), u.cfg.CommitTimeout)
+	defer cancel()
+	if err := u.exclusive.LetGo(ctx, func() {}); err != nil {
+		u.log.Error("this process is out and keeps what only one may use", "err", err)
+	}
+}
+
 // giveBack rolls back, in an owner on probation, or waits for the retirement of
 // its predecessor if the decision was taken. An owner that is not settled when it
 // returns unlinks nothing: the predecessor, which meets the end of this one's
@@ -430,7 +442,7 @@ func (u *Upgrader) giveBack() {
 	if errors.Is(err, ErrSettled) {
 		err = u.settle(ctx)
 	}
-	if err != nil && !isClosed(u.settled) {
+	if err != nil && !u.server.Settled() {
 		u.log.Warn("stopping although the predecessor has not answered: it gets the service back",
 			"err", &handoff.Error{Side: handoff.Successor, Step: "stopping", Err: err})
 	}

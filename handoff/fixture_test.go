@@ -195,7 +195,16 @@ func (r *receiver) Yield(ctx context.Context) error {
 	if r.onYield != nil {
 		r.onYield(ctx)
 	}
+	r.held.Lock()
+	defer r.held.Unlock()
 	return r.yieldErr
+}
+
+// failYield has Yield return err from now on.
+func (r *receiver) failYield(err error) {
+	r.held.Lock()
+	defer r.held.Unlock()
+	r.yieldErr = err
 }
 
 func (r *receiver) Inherit(generation uint64) { r.add("Inherit %d", generation) }

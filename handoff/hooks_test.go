@@ -3,6 +3,7 @@ package handoff_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -141,18 +142,39 @@ func TestAHookNeedNotGoOnForNothing(t *testing.T) {
 	})
 }
 
-// A message that comes before its time is for the next step to judge.
+// All that a candidate may say during a hook is Abort. What else it says ends the
+// hook like its death.
 func TestAMessageDuringAHook(t *testing.T) {
-	bubble(t, "is neither lost nor taken for an end", func(t *testing.T) {
-		release := make(chan struct{})
-		o := newSlowOwner(t, func(ctx context.Context) error { <-release; return ctx.Err() })
+	bubble(t, "ends it", func(t *testing.T) {
+		var ended time.Duration
+		o := newSlowOwner(t, func(ctx context.Context) error {
+			began := time.Now()
+			<-ctx.Done()
+			ended = time.Since(began)
+			return nil
+		})
 		p := o.client()
-		p.say(hello(), prepared, received)
+		p.say(hello(), prepared)
 		p.mustHear("Welcome")
-		close(release)
+		elapse(time.Second)
+		p.say(received)
 		_, last, closed := p.hearAll()
-		if abort, ok := last.(*pb.Abort); !ok || !closed || !strings.HasSuffix(abort.GetReason(), "protocol error: Received instead of PageAck") {
+		if abort, ok := last.(*pb.Abort); !ok || !closed || !strings.HasSuffix(abort.GetReason(), "protocol error: Received instead of the offer") {
 			t.Errorf("the last word is %v", last)
 		}
+		if ended != time.Second {
+			t.Errorf("the hook's context ended after %v", ended)
+		}
+	})
+}
+
+func TestAHookThatEndsItsGoroutine(t *testing.T) {
+	bubble(t, "is one that fails", func(t *testing.T) {
+		o := newOwner(t)
+		o.service.onFreeze = func(context.Context) { runtime.Goexit() }
+		c := o.connected()
+		c.ready(t.Context())
+		mustMatch(t, c.outcome(), is(handoff.ErrHook, handoff.ErrAborted), "it has ended its goroutine")
+		o.takeOverAgain()
 	})
 }

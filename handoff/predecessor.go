@@ -78,6 +78,8 @@ var (
 	errStop = fmt.Errorf("%w (this process)", ErrStopping)
 	// errHookOver ends the listening during a hook.
 	errHookOver = errors.New("the hook has returned")
+	// errNothingCame ends a look for what has arrived.
+	errNothingCame = errors.New("nothing has arrived")
 )
 
 // predecessor drives one attempt from the owner's side.
@@ -93,10 +95,9 @@ type predecessor struct {
 	pages      uint32    // sent
 	acked      uint32    // acknowledged
 	unclaimed  []uint64
-	early      *pb.ClientMessage // read during a hook, for the next step
-	committed  bool              // from before Commit is written; of the machine's goroutine, as is ended
-	ended      bool              // it has failed before Commit, and nothing can change that
-	brokeAt    string            // the step at which the connection broke after Commit
+	committed  bool   // from before Commit is written; of the machine's goroutine, as is ended
+	ended      bool   // it has failed before Commit, and nothing can change that
+	brokeAt    string // the step at which the connection broke after Commit
 
 	fate     chan error    // receives the fate once: nil at CommitAck; room for it, so that nobody need read
 	released chan struct{} // closed when the attempt is no longer in anybody's way
@@ -204,18 +205,19 @@ func (p *predecessor) during(step string, deadline time.Time, limit time.Duratio
 	var running sync.WaitGroup
 	var failed error
 	running.Go(func() {
+		failed = fmt.Errorf("%w: it has ended its goroutine", ErrHook) // unless it returns
+		defer func() { hush(errHookOver) }()
 		if err := hook(ctx); err != nil {
 			failed = hookError(ctx, err) // before the end of listening ends ctx
+		} else {
+			failed = nil
 		}
-		hush(errHookOver)
 	})
 	m, err := p.next(listening)
 	if err == nil {
-		p.early = m // whether it may come is for the next step to say
-		err = errHookOver
-	} else {
-		giveUp(err)
+		err = unexpected(m, step)
 	}
+	giveUp(err)
 	running.Wait()
 	if !errors.Is(err, errHookOver) {
 		return err
@@ -323,7 +325,7 @@ func (p *predecessor) commit() error {
 	var changes *Changes
 	// The successor counts the same limit, from a moment earlier. Its program is to
 	// learn what took so long, and not only that it did.
-	hooks := limit * 4 / 5
+	hooks := limit - limit/5
 	err := p.during(stepFreeze, deadline.Add(hooks-limit), hooks, func(ctx context.Context) (err error) {
 		changes, err = p.server.service.Freeze(ctx)
 		return err
@@ -357,15 +359,19 @@ func (p *predecessor) fail(err error) {
 	failure := &Error{Side: Predecessor, Step: step, Err: err}
 	p.ended = true
 	unwritten := p.abort(err)
-	p.server.service.Thaw() // at once, for a candidate that is frozen can be so for long (I4)
+	if unwritten == nil || !errors.Is(err, errStop) {
+		p.server.service.Thaw() // at once, for a candidate that is frozen can be so for long (I4)
+	}
 	if unwritten != nil {
 		p.server.log.Warn("Abort could not be written: no handoff before the candidate has gone", "successor", p.who.Process, "err", unwritten)
 		p.enter(stepDeaf, time.Time{})
 		p.tell(failure) // who has started the candidate may have to end it
 		if errors.Is(err, errStop) || p.link.deaf() != nil {
 			// This process is told to stop, and does not wait for it. The end of
-			// the connection, of which run takes care, may make the candidate own.
+			// the connection, of which run takes care, may make the candidate own:
+			// by then everything must be let go.
 			p.server.left(p)
+			<-p.server.finished
 			return
 		}
 	}
@@ -414,10 +420,7 @@ func (p *predecessor) standby() {
 // probation is the time in which the successor owns and this process can
 // resume. Its end belongs to the owner: this process asks and never decides.
 func (p *predecessor) probation(settled bool) {
-	p.server.closeControl()
-	p.server.service.Pause(p.unclaimed)
-	p.server.setState(StateProbation)
-	p.tell(nil)
+	p.standBy()
 	if !settled {
 		p.server.log.Info("the successor owns: standing by until it settles", "successor", p.who.Process, "probation", p.who.Probation)
 	}
@@ -458,6 +461,14 @@ func (p *predecessor) probation(settled bool) {
 		}
 	}
 	p.retire()
+}
+
+// standBy is what CommitAck leads to: the successor owns, and accepts.
+func (p *predecessor) standBy() {
+	p.server.service.Pause(p.unclaimed)
+	p.server.setState(StateProbation)
+	p.server.closeControl() // when the state keeps it from being opened again
+	p.tell(nil)
 }
 
 // answer waits for the owner's: before it was asked until the probation is over,
@@ -543,6 +554,7 @@ func (p *predecessor) own(err error) {
 	if p.brokeAt != "" {
 		step = p.brokeAt
 	}
+	p.server.resuming()
 	p.server.service.Resume()
 	p.server.failed(p, step, &Error{Side: Predecessor, Step: step, Err: err})
 }
@@ -557,8 +569,7 @@ func (p *predecessor) leave() {
 	for {
 		m, err := p.await(deadline, stepSettle, limit)
 		if m.GetCommitAck() != nil {
-			p.server.setState(StateProbation)
-			p.tell(nil)
+			p.standBy()
 		}
 		switch {
 		case errors.Is(err, errStop), m.GetCommitAck() != nil && !m.GetCommitAck().GetSettle():
@@ -595,10 +606,6 @@ func (p *predecessor) until(deadline time.Time, step string, limit time.Duration
 }
 
 func (p *predecessor) next(ctx context.Context) (*pb.ClientMessage, error) {
-	if m := p.early; m != nil {
-		p.early = nil
-		return m, nil
-	}
 	m := new(pb.ClientMessage)
 	if _, err := p.link.next(ctx, m); err != nil { // a server takes no descriptors
 		return nil, err
@@ -616,10 +623,10 @@ func (p *predecessor) write(m *pb.ServerMessage, fds ...*scm.FD) error {
 	if err == nil {
 		return nil
 	}
-	now, cancel := context.WithCancel(context.Background())
-	cancel()
+	now, cancel := context.WithCancelCause(context.Background())
+	cancel(errNothingCame)
 	for range pageWindow + 1 { // the acknowledgements that may come first
-		if _, last := p.next(now); last != nil && !errors.Is(last, context.Canceled) {
+		if _, last := p.next(now); last != nil && !errors.Is(last, errNothingCame) {
 			return last
 		}
 	}

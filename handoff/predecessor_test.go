@@ -344,6 +344,12 @@ func TestAnAbortThatCannotBeWritten(t *testing.T) {
 		}
 		o.mustBe(handoff.StateOut)
 		c.ready(t.Context())
+		elapse(time.Second)
+		if c.receiver.count("Own") != 0 {
+			t.Error("the candidate owns although this process has not let go of anything yet")
+		}
+		o.server.Finish()
+		synctest.Wait()
 		c.mustOwn()
 	})
 	bubble(t, "an owner that stops at this very moment", func(t *testing.T) {
@@ -357,6 +363,8 @@ func TestAnAbortThatCannotBeWritten(t *testing.T) {
 		if len(owned) == 0 || <-owned {
 			t.Error("Stop waits, or says that the path is this process's to unlink")
 		}
+		mustHaveCalled(t, &o.service.calls, "Offer") // nothing goes on that would have to stop again
+		o.server.Finish()
 		c.ready(t.Context())
 		c.mustOwn()
 		o.mustBe(handoff.StateOut)
@@ -526,7 +534,7 @@ func TestStop(t *testing.T) {
 			t.Error("Stop says that this process was the owner")
 		}
 		o.mustBe(handoff.StateDraining)
-		mustHaveCalled(t, &o.service.calls, "Offer, Freeze, Pause [], Retire")
+		mustHaveCalled(t, &o.service.calls, "Offer, Freeze, Pause [], Pause [], Retire")
 	})
 	bubble(t, "on standby: the successor ends", func(t *testing.T) {
 		o := newOwner(t)
@@ -562,6 +570,20 @@ func TestStop(t *testing.T) {
 		}
 		p.mustHear("ProbationOver", "EOF")
 		mustHaveCalled(t, &o.service.calls, "Offer, Freeze, Pause [], Retire")
+	})
+	bubble(t, "on standby: the successor owns and has not decided", func(t *testing.T) {
+		o := newOwner(t)
+		p := o.client()
+		throughCommit(p)
+		owned := stop(o)
+		p.say(commitAck(false))
+		mustHaveCalled(t, &o.service.calls, "Offer, Freeze, Pause []") // from then on only the successor accepts
+		o.mustBe(handoff.StateProbation)
+		p.say(settle)
+		p.mustHear("ProbationOver", "Retired")
+		if <-owned {
+			t.Error("Stop says that this process was the owner")
+		}
 	})
 	bubble(t, "in probation: the successor settles late", func(t *testing.T) {
 		o := newOwner(t)

@@ -185,6 +185,38 @@ func TestTheEndOfProbation(t *testing.T) {
 			t.Errorf("Settle: %v", err)
 		}
 	})
+	bubble(t, "the owner tries again to give the service back", func(t *testing.T) {
+		o, c := onProbation(t, rollingBack)
+		c.receiver.failYield(errBoom)
+		elapse(granted)
+		synctest.Wait()
+		o.mustBe(handoff.StateProbation)
+		elapse(3*limits.Commit + time.Second)
+		synctest.Wait()
+		if got := c.receiver.count("Yield"); got != 4 {
+			t.Errorf("it has tried %d times; calls are %v", got, &c.receiver.calls)
+		}
+		c.receiver.failYield(nil)
+		elapse(limits.Commit)
+		synctest.Wait()
+		o.mustBe(handoff.StateOwner)
+		o.takeOver()
+	})
+	bubble(t, "the owner tries again, and is settled meanwhile", func(t *testing.T) {
+		o, c := onProbation(t, rollingBack)
+		c.receiver.failYield(errBoom)
+		elapse(granted)
+		synctest.Wait()
+		if err := c.taking.Settle(t.Context()); err != nil {
+			t.Errorf("Settle: %v", err)
+		}
+		elapse(time.Hour)
+		synctest.Wait()
+		o.mustBe(handoff.StateDraining)
+		if got := c.receiver.count("Yield"); got != 1 {
+			t.Errorf("calls are %v", &c.receiver.calls)
+		}
+	})
 	bubble(t, "a predecessor that retires unasked is not believed", func(t *testing.T) {
 		c, p := alone(t)
 		p.say(&pb.Retired{})
@@ -219,6 +251,18 @@ func TestSettle(t *testing.T) {
 			t.Errorf("Settle, when the predecessor has gone: %v", err)
 		}
 		mustMatch(t, c.taking.Rollback(t.Context(), "too late"), is(handoff.ErrSettled))
+	})
+	bubble(t, "returns when the receiver knows", func(t *testing.T) {
+		known := make(chan struct{})
+		_, c := onProbation(t, func(c *candidate) { c.receiver.onSettled = func() { <-known } })
+		settled := async(func() error { return c.taking.Settle(t.Context()) })
+		if len(settled) != 0 {
+			t.Error("Settle has returned before")
+		}
+		close(known)
+		if err := <-settled; err != nil {
+			t.Errorf("Settle: %v", err)
+		}
 	})
 	bubble(t, "is answered by the predecessor's end as well", func(t *testing.T) {
 		c, p := alone(t)
@@ -632,6 +676,27 @@ func TestRefusalsOfAnOwnerOnProbation(t *testing.T) {
 		c := newCandidate(t).connect(t.Context(), o)
 		<-c.connected
 		mustMatch(t, c.err, is(handoff.ErrMoved))
+	})
+}
+
+// While the program takes back what it had let go of, this process owns already.
+func TestAnOwnerThatIsResuming(t *testing.T) {
+	bubble(t, "is busy", func(t *testing.T) {
+		o, c := onProbation(t)
+		resumed := make(chan struct{})
+		o.service.onResume = func() { <-resumed }
+		c.pipe.client.kill()
+		synctest.Wait()
+		o.mustBe(handoff.StateOwner)
+		p := o.client()
+		p.say(hello())
+		elapse(2 * time.Second) // it looks first whether the one ahead has gone
+		if m, closed := p.hear(); closed || m.(*pb.Refuse).GetCode() != pb.RefuseCode_REFUSE_CODE_BUSY {
+			t.Errorf("a candidate hears %v", m)
+		}
+		close(resumed)
+		p.mustHear("EOF") // it may ask again
+		o.takeOver()
 	})
 }
 

@@ -83,6 +83,9 @@ type Server struct {
 	control     *scm.Listener // what is accepted from, nil while closed
 	conns       map[frames]struct{}
 	wg          sync.WaitGroup // the accept loop and the connections without an attempt
+
+	finishOnce sync.Once
+	finished   chan struct{} // closed by Finish
 }
 
 // NewServer returns the server of a process that does not own yet.
@@ -91,7 +94,7 @@ func NewServer(cfg *ServerConfig) *Server {
 		self: cfg.Process, service: cfg.Service, limits: cfg.Limits,
 		auth: cfg.Authorize, policy: cfg.Accept, onEvent: cfg.OnEvent, log: cfg.Log,
 		state: StateCandidate, since: time.Now(),
-		changed: make(chan struct{}), conns: make(map[frames]struct{}),
+		changed: make(chan struct{}), conns: make(map[frames]struct{}), finished: make(chan struct{}),
 	}
 	return s
 }
@@ -207,6 +210,13 @@ func (s *Server) forget(p *predecessor) {
 	}
 }
 
+// Settled reports whether no predecessor can come back.
+func (s *Server) Settled() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.settled
+}
+
 // Open serves the control listener fd, which remains the caller's and must stay
 // open until Retire of [Service] or Stop. It calls listen(2) on it, so that
 // clients see this process's credentials from here on. Every change of owner
@@ -222,8 +232,8 @@ func (s *Server) Open(fd *scm.FD, backlog int) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopping {
-		return nil
+	if s.stopping || !s.state.Owns() && s.state != StateHeir {
+		return nil // nobody's wish any more: a change of owner has come before
 	}
 	s.fd = fd
 	if err := fd.Listen(backlog); err != nil {
@@ -326,6 +336,10 @@ func (s *Server) Stop() (owned bool) {
 	return owned
 }
 
+// Finish says, after Stop, that this process has closed every copy of what it was
+// about to hand over. What only then may be closed is closed now.
+func (s *Server) Finish() { s.finishOnce.Do(func() { close(s.finished) }) }
+
 // Close stops serving the control listener and ends every connection that is
 // no attempt's. It returns when their goroutines have.
 func (s *Server) Close() {
@@ -361,7 +375,7 @@ func (s *Server) setStateLocked(state State) {
 
 // enterLocked reports whether the state is another than before.
 func (s *Server) enterLocked(state State) bool {
-	changed := s.state != state
+	changed := s.state != state && s.state != StateOut // which is for good
 	if changed {
 		s.log.Debug("state", "from", s.state.String(), "to", state.String(), "generation", s.self.Generation)
 		s.state, s.since = state, time.Now()
@@ -512,6 +526,14 @@ func (s *Server) failed(p *predecessor, step string, err error) {
 	s.log.Warn("the handoff failed, this process goes on as the owner", "successor", p.who.Process, "step", step, "err", err)
 	close(p.released)
 	p.tell(err)
+}
+
+// resuming makes this process the owner again, while it takes back what it needs
+// for that: who comes meanwhile finds an owner that is busy.
+func (s *Server) resuming() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.enterLocked(StateOwner)
 }
 
 // left ends an attempt of a process that is told to stop and could not tell its

@@ -227,7 +227,9 @@ func TestControlSocket(t *testing.T) {
 		p := newOwner(t).serve()
 		for generation := uint64(2); generation < 5; generation++ {
 			conn := p.dial()
-			say(t, conn, hello(), prepared, pageAck(1), received, ready, pageAck(2), finalReceived)
+			say(t, conn, hello(), prepared, pageAck(1), received, ready)
+			hearUntil(t, conn, "ManifestPage 1")
+			say(t, conn, pageAck(2), finalReceived)
 			hearUntil(t, conn, "Commit")
 			if err := conn.Close(); err != nil {
 				t.Fatal(err)
@@ -244,7 +246,9 @@ func TestControlSocket(t *testing.T) {
 	t.Run("is served again when the successor is lost in probation", func(t *testing.T) {
 		p := newOwner(t).serve()
 		conn := p.dial()
-		say(t, conn, hello(), prepared, pageAck(1), received, ready, pageAck(2), finalReceived, commitAck(false))
+		say(t, conn, hello(), prepared, pageAck(1), received, ready)
+		hearUntil(t, conn, "ManifestPage 1")
+		say(t, conn, pageAck(2), finalReceived, commitAck(false))
 		hearUntil(t, conn, "ProbationOver")
 		if err := conn.Close(); err != nil {
 			t.Fatal(err)

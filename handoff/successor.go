@@ -576,7 +576,7 @@ func (t *Taking) ownership() {
 			t.overdue.Stop()
 			t.settle()
 			continue
-		case err == nil && m.GetDraining() != nil:
+		case err == nil && m.GetDraining() != nil && isClosed(t.settled):
 			t.draining(m.GetDraining())
 			continue
 		case !lost(err):
@@ -616,8 +616,8 @@ func (t *Taking) listen(err error) error {
 // settle tells that the predecessor cannot come back, once.
 func (t *Taking) settle() {
 	if !isClosed(t.settled) {
+		t.receiver.Settled() // first: who has called Settle may hand over when it returns
 		close(t.settled)
-		t.receiver.Settled()
 	}
 }
 
@@ -628,12 +628,21 @@ func (t *Taking) probationOver() error {
 	case t.answered:
 		return nil
 	case t.atEnd == RollbackAtEnd:
-		t.yielding = &rollback{reason: "the probation is over, and nobody has settled it"}
-		return errRollback
+		return t.giveBackAtEnd()
 	default:
 		t.stay()
 		return nil
 	}
+}
+
+// giveBackAtEnd begins the rollback at the end of the probation, unless something
+// else has been decided.
+func (t *Taking) giveBackAtEnd() error {
+	if !t.owns || t.answered || t.broken || isClosed(t.settled) {
+		return nil
+	}
+	t.yielding = &rollback{reason: "the probation is over, and nobody has settled it"}
+	return errRollback
 }
 
 // stay is the decision to keep the service.
@@ -678,6 +687,10 @@ func (t *Taking) giveBack() (over bool) {
 	if err != nil {
 		t.log.Error("this process cannot give the service back, and keeps it", "predecessor", t.predecessor, "err", err)
 		r.end(&Error{Side: Successor, Step: stepYield, Err: err})
+		if len(r.results) == 0 {
+			// The predecessor asks once, so nobody else would think of it.
+			time.AfterFunc(t.commitLimit, func() { t.link.post(t.giveBackAtEnd) })
+		}
 		return false
 	}
 	t.answered, t.owns = true, false
@@ -804,7 +817,7 @@ func (t *Taking) Settle(ctx context.Context) error {
 func (t *Taking) Rollback(ctx context.Context, reason string) error {
 	result := make(chan error, 1) // room, for nobody may read it
 	if !t.link.post(func() error { return t.beginRollback(reason, result) }) {
-		return t.ended()
+		return t.ended(ctx)
 	}
 	select {
 	case err := <-result:
@@ -817,13 +830,17 @@ func (t *Taking) Rollback(ctx context.Context, reason string) error {
 	case err := <-result: // both were there
 		return err
 	default:
-		return t.ended()
+		return t.ended(ctx)
 	}
 }
 
 // ended says why a machine that has ended, or is about to, takes no rollback.
-func (t *Taking) ended() error {
-	<-t.done
+func (t *Taking) ended(ctx context.Context) error {
+	select {
+	case <-t.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	if isClosed(t.settled) {
 		return ErrSettled
 	}

@@ -22,33 +22,46 @@ type Resource struct {
 	log             *slog.Logger
 	exit            <-chan struct{} // closed when this process is out
 
-	mu        sync.Mutex // held while a hook runs, so that they run one at a time
+	turn chan struct{} // has room for who runs a hook: one at a time
+
+	// Of who has the turn.
 	suspended bool
+	accepting bool   // accept was called, and nothing was let go of since
 	accept    func() // to be called when it is back; nil while it is to stay away
 	retrying  bool
 
-	troubleMu sync.Mutex
-	trouble   error // why Resume has failed last, nil once it has not
+	mu      sync.Mutex
+	trouble error              // why Resume has failed last, nil once it has not
+	giveUp  context.CancelFunc // of the Resume that runs, or nil
 }
 
 // New returns what suspend lets go of and resume takes back; both may be nil. limit
 // bounds one call of resume. Nothing is tried any more once exit is closed.
 func New(suspend, resume func(context.Context) error, limit time.Duration, log *slog.Logger, exit <-chan struct{}) *Resource {
-	return &Resource{suspend: suspend, resume: resume, limit: limit, log: log, exit: exit}
+	return &Resource{suspend: suspend, resume: resume, limit: limit, log: log, exit: exit, turn: make(chan struct{}, 1)}
 }
 
 // Guards reports whether there is anything to guard.
 func (x *Resource) Guards() bool { return x.suspend != nil }
 
-// LetGo lets go of it. pause is called first, in any case: what stands still then
-// stays so until TakeBack.
+// LetGo lets go of it, in a process that has it. A Resume that is running is ended,
+// and waited for. pause is called before, in any case: what stands still then stays
+// so until TakeBack.
 func (x *Resource) LetGo(ctx context.Context, pause func()) error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
+	x.interrupt()
+	select {
+	case x.turn <- struct{}{}:
+		defer func() { <-x.turn }()
+	case <-ctx.Done():
+		pause()
+		return fmt.Errorf("waiting for the end of Config.Resume: %w", context.Cause(ctx))
+	}
 	x.accept = nil
 	pause()
-	if !x.Guards() || x.suspended {
-		return nil
+	had := x.accepting
+	x.accepting = false
+	if !x.Guards() || x.suspended || !had {
+		return nil // it never had it, or has let go of it
 	}
 	if err := x.suspend(ctx); err != nil {
 		return fmt.Errorf("letting go by Config.Suspend: %w", err)
@@ -61,17 +74,17 @@ func (x *Resource) LetGo(ctx context.Context, pause func()) error {
 // wait for a Resume that fails: that is tried again until it succeeds, LetGo is
 // called or this process is out.
 func (x *Resource) TakeBack(accept func()) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
+	x.turn <- struct{}{}
+	defer func() { <-x.turn }()
 	x.accept = accept
-	if !x.tryLocked() && !x.retrying {
+	if !x.try() && !x.retrying {
 		x.retrying = true
 		go x.retry()
 	}
 }
 
-// tryLocked reports whether there is nothing left to do.
-func (x *Resource) tryLocked() bool {
+// try reports whether there is nothing left to do.
+func (x *Resource) try() bool {
 	if x.accept == nil {
 		return true
 	}
@@ -84,7 +97,7 @@ func (x *Resource) tryLocked() bool {
 		x.suspended = false
 	}
 	x.accept()
-	x.accept = nil
+	x.accept, x.accepting = nil, true
 	return true
 }
 
@@ -92,6 +105,8 @@ func (x *Resource) resumeOnce() error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), x.limit,
 		&handoff.TimeoutError{For: "end of Config.Resume", Limit: x.limit})
 	defer cancel()
+	x.running(cancel)
+	defer x.running(nil)
 	err := x.resume(ctx)
 	if late := context.Cause(ctx); err != nil && late != nil && !errors.Is(err, late) {
 		return fmt.Errorf("%w: %w", late, err)
@@ -99,12 +114,29 @@ func (x *Resource) resumeOnce() error {
 	return err
 }
 
+func (x *Resource) running(giveUp context.CancelFunc) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.giveUp = giveUp
+}
+
+// interrupt ends the Resume that runs, and forgets what was wrong with it: this
+// process is not to have the resource.
+func (x *Resource) interrupt() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.trouble = nil
+	if x.giveUp != nil {
+		x.giveUp()
+	}
+}
+
 // note keeps and logs what has become of a Resume.
 func (x *Resource) note(err error) {
-	x.troubleMu.Lock()
+	x.mu.Lock()
 	before := x.trouble
 	x.trouble = err
-	x.troubleMu.Unlock()
+	x.mu.Unlock()
 	switch {
 	case err != nil && (before == nil || before.Error() != err.Error()):
 		x.log.Error("Config.Resume fails: this process accepts nothing before it succeeds, and tries again", "err", err)
@@ -115,8 +147,8 @@ func (x *Resource) note(err error) {
 
 // Warning says what a person should know of, or nothing.
 func (x *Resource) Warning() string {
-	x.troubleMu.Lock()
-	defer x.troubleMu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	if x.trouble == nil {
 		return ""
 	}
@@ -126,17 +158,17 @@ func (x *Resource) Warning() string {
 // retry goes on with TakeBack. For what keeps Resume from succeeding there is no
 // event.
 func (x *Resource) retry() {
-	ticker := time.NewTicker(time.Second)
-	defer ticker.Stop()
 	for {
+		timer := time.NewTimer(time.Second)
 		select {
-		case <-ticker.C:
+		case <-timer.C:
 		case <-x.exit:
+			timer.Stop()
 		}
-		x.mu.Lock()
-		done := x.over() || x.tryLocked()
+		x.turn <- struct{}{}
+		done := x.over() || x.try()
 		x.retrying = !done
-		x.mu.Unlock()
+		<-x.turn
 		if done {
 			return
 		}
