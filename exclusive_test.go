@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/handoff"
 )
 
 // exclusive is a lock file that a service process holds as long as it is the one
@@ -30,6 +31,7 @@ type exclusive struct {
 	file        *os.File // locked; nil while it is not held
 	failSuspend bool
 	failResume  bool
+	held        chan struct{} // closed when Resume may go on; nil if it need not wait
 }
 
 func (x *exclusive) take() error {
@@ -64,7 +66,18 @@ func (x *exclusive) suspend(context.Context) error {
 	return err
 }
 
-func (x *exclusive) resume(context.Context) error {
+func (x *exclusive) resume(ctx context.Context) error {
+	x.mu.Lock()
+	held := x.held
+	x.mu.Unlock()
+	if held != nil {
+		x.s.emit("resuming", nil, nil)
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return errors.New("somebody takes long")
+		}
+	}
 	err := x.take()
 	x.s.emit("resume", err, nil)
 	return err
@@ -77,6 +90,18 @@ func init() {
 			defer s.exclusive.mu.Unlock()
 			return done, json.Unmarshal(value, field(s.exclusive))
 		}
+	}
+	serviceCommands["hold resume"] = func(s *service, _ json.RawMessage) (any, error) {
+		s.exclusive.mu.Lock()
+		defer s.exclusive.mu.Unlock()
+		s.exclusive.held = make(chan struct{})
+		return done, nil
+	}
+	serviceCommands["let resume"] = func(s *service, _ json.RawMessage) (any, error) {
+		s.exclusive.mu.Lock()
+		defer s.exclusive.mu.Unlock()
+		close(s.exclusive.held)
+		return done, nil
 	}
 	serviceCommands["fail suspend"] = fails(func(x *exclusive) *bool { return &x.failSuspend })
 	serviceCommands["fail resume"] = fails(func(x *exclusive) *bool { return &x.failResume })
@@ -293,6 +318,47 @@ func TestResumeThatFails(t *testing.T) {
 	owner.do("fail resume", true)
 	next.kill()
 	owner.awaitFailure()
+	last := begin(d, spec, owner)
+	last.do("take exclusive")
+	last.do("settle")
+	wantExit(t, owner, crossfade.ErrRetired)
+	wantExclusive(t, spec, last, owner)
+}
+
+// An owner that takes its resource back serves its control socket meanwhile, even
+// if there was no room for that at first.
+func TestTheControlSocketDuringAResume(t *testing.T) {
+	d, spec, owner, address := withExclusive(t, func(s *serviceSpec) { s.NoFile = 64 })
+	next := begin(d, spec, owner)
+	owner.await("suspend")
+	owner.do("hold resume")
+	owner.do("fill descriptors")
+	next.kill()
+	owner.awaitLog("the control socket cannot be served yet")
+	owner.await("resuming")
+	owner.do("free descriptors")
+	awaitStatus(t, spec.Socket, func(s *handoff.Status) bool { return s.State == handoff.StateOwner && s.Process.PID == owner.pid })
+	owner.do("let resume")
+	owner.awaitFailure()
+	if a := ask(t, "tcp", address); a.PID != owner.pid {
+		t.Errorf("answered by %+v", a)
+	}
+	last := begin(d, spec, owner)
+	last.do("settle")
+	wantExit(t, owner, crossfade.ErrRetired)
+}
+
+// A Resume that takes its time does not keep somebody else from taking over.
+func TestAResumeIsEndedByTheNextHandoff(t *testing.T) {
+	d, spec, owner, _ := withExclusive(t, func(s *serviceSpec) { s.CommitTimeout = 3 * time.Second })
+	next := begin(d, spec, owner)
+	owner.await("suspend")
+	owner.do("hold resume")
+	next.kill()
+	owner.await("resuming")
+	owner.awaitFailure() // after CommitTimeout; from now on it tries again
+	owner.await("resuming")
+	spec.Wait = generous
 	last := begin(d, spec, owner)
 	last.do("take exclusive")
 	last.do("settle")
