@@ -68,7 +68,7 @@ func status(err error) int {
 // run takes the service over, or begins it, and serves until a successor has
 // taken over or ctx ends.
 func run(ctx context.Context, opts options) error {
-	db := &store{path: filepath.Join(opts.data, "counters.db")}
+	db := newStore(filepath.Join(opts.data, "counters.db"))
 	upg, err := crossfade.New(ctx, &crossfade.Config{
 		Socket:       opts.socket,
 		Probation:    opts.probation,
@@ -94,6 +94,7 @@ func run(ctx context.Context, opts options) error {
 	}
 	// This process owns, and its predecessor has closed the database. Clients
 	// queue up at the listener, from which nobody accepts before it is open again.
+	// A successor may come at once: then open does nothing.
 	if err := db.open(); err != nil {
 		return errors.Join(err, upg.Rollback(ctx, err.Error()), upg.Err())
 	}

@@ -23,18 +23,88 @@ const lockTimeout = 5 * time.Second
 var errAway = errors.New("the database is in use by another process")
 
 // store is the database, for as long as this process has it. Its methods may be
-// called concurrently, suspend and resume by the library one at a time.
+// called concurrently.
+//
+// The library may call suspend as soon as this process owns, which is before the
+// program has opened the database. Whoever opens or closes therefore does all of
+// it in its turn, and after suspend nothing but resume opens: a process that does
+// not serve would lock out the one that does.
 type store struct {
 	path string
+	wait time.Duration // for the lock of the file
+
+	turn chan struct{} // a mutex, for which suspend waits no longer than it may
+	away bool          // from suspend to resume; guarded by turn
 
 	mu sync.Mutex
-	db *bbolt.DB // nil while another process has it
+	db *bbolt.DB // nil while it is not open; set by whoever has the turn
 }
 
-// open opens the database. bbolt locks its file by flock(2), on a descriptor of
-// its own, so that the unlocking by Close concerns no other process.
+func newStore(path string) *store {
+	return &store{path: path, wait: lockTimeout, turn: make(chan struct{}, 1)} // room for the one whose turn it is
+}
+
+// take waits for the turn, which done ends.
+func (s *store) take(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the database is being opened or closed: %w", context.Cause(ctx))
+	}
+}
+
+func (s *store) done() { <-s.turn }
+
+// open opens the database, unless another process is to have it.
 func (s *store) open() error {
-	db, err := bbolt.Open(s.path, 0o600, &bbolt.Options{Timeout: lockTimeout})
+	s.turn <- struct{}{}
+	defer s.done()
+	return s.openInTurn()
+}
+
+// suspend is Config.Suspend. It waits for an open that is under way. Close waits
+// for the transactions that have begun, each of which takes as long as a write to
+// the disk, so that ctx need not be looked at then.
+func (s *store) suspend(ctx context.Context) error {
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.done()
+	if err := s.closeInTurn(); err != nil {
+		return errors.Join(err, s.openInTurn()) // an error must have changed nothing
+	}
+	s.away = true
+	return nil
+}
+
+// resume is Config.Resume, which is called until it succeeds.
+func (s *store) resume(ctx context.Context) error {
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.done()
+	s.away = false
+	err := s.openInTurn()
+	s.away = err != nil // after a failure the library does not suspend once more
+	return err
+}
+
+// close closes the database at the end of this process.
+func (s *store) close() error {
+	s.turn <- struct{}{}
+	defer s.done()
+	return s.closeInTurn()
+}
+
+// openInTurn does nothing if the database is open, or is not to be opened. bbolt
+// locks its file by flock(2), on a descriptor of its own, so that the unlocking by
+// Close concerns no other process; but this one too would lock itself out.
+func (s *store) openInTurn() error {
+	if s.away || s.get() != nil {
+		return nil
+	}
+	db, err := bbolt.Open(s.path, 0o600, &bbolt.Options{Timeout: s.wait})
 	if err != nil {
 		return fmt.Errorf("opening the database: %w", err)
 	}
@@ -54,6 +124,15 @@ func (s *store) open() error {
 	return nil
 }
 
+func (s *store) closeInTurn() error {
+	db := s.set(nil)
+	if db == nil {
+		return nil
+	}
+	slog.Info("database closed", "pid", os.Getpid())
+	return db.Close()
+}
+
 func (s *store) set(db *bbolt.DB) (old *bbolt.DB) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,27 +144,6 @@ func (s *store) get() *bbolt.DB {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.db
-}
-
-// suspend is Config.Suspend. Close waits for the transactions that have begun,
-// each of which takes as long as a write to the disk; so ctx need not be looked at.
-func (s *store) suspend(context.Context) error {
-	if err := s.close(); err != nil {
-		return errors.Join(err, s.open()) // an error must have changed nothing
-	}
-	return nil
-}
-
-// resume is Config.Resume, which is called until it succeeds.
-func (s *store) resume(context.Context) error { return s.open() }
-
-func (s *store) close() error {
-	db := s.set(nil)
-	if db == nil {
-		return nil
-	}
-	slog.Info("database closed", "pid", os.Getpid())
-	return db.Close()
 }
 
 // use calls f with the database, or returns errAway.
