@@ -121,6 +121,11 @@ type Config struct {
 	// fifths of CommitTimeout, or when the successor has gone; a Suspend that does
 	// not heed it holds the service up for as long as it takes.
 	//
+	// Suspend may be called as soon as this process owns: when Ready has returned
+	// nil, but also before or while the program opens what is guarded. It then has
+	// to wait for that, or to see to it that nothing is opened before Resume. What
+	// was opened after Suspend has returned is in two processes' hands.
+	//
 	// Resume takes it back, before this process accepts again: after a handoff
 	// that has failed, after a rollback, after a successor's death. While it
 	// returns an error it is called again, about once a second, and this process
