@@ -26,7 +26,8 @@ const ExitRolledBack = 75
 
 // ExitDrainTimeout is the status with which the library itself ends a process
 // that was replaced and has not exited within Config.DrainTimeout: that of
-// timeout(1), and none that sysexits.h gives another name.
+// timeout(1), and none that sysexits.h gives another name. A program that was
+// stopped may use it for the same reason: the library ends only the context then.
 const ExitDrainTimeout = 124
 
 // stoppedError is why a candidate that is told to stop gives up.

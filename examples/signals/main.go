@@ -2,11 +2,19 @@
 // SIGINT in each part of its life:
 //
 //   - A candidate gives up. Its predecessor has never stopped serving.
-//   - The owner stops the service for good: it finishes the requests that it has,
-//     for DrainTimeout at most, and exits with 0. A second signal cuts them off.
+//   - The owner stops the service for good. It finishes the requests that it has
+//     and exits with 0; after DrainTimeout it cuts them off and exits with 124.
+//   - The owner on probation gives the service back to its predecessor, for whose
+//     answer it waits CommitTimeout at most. Then it does the same.
+//   - The predecessor that stands by asks its successor to decide, waits for the
+//     same time, and leaves: at once if it is let go, like a process that drains;
+//     like the owner if there is no answer.
 //   - A process that drains exits at once, with 0: whoever sends it a signal has
 //     lost patience with the old requests. Its successor is not disturbed, because
 //     what the two shared was its successor's already.
+//
+// A second signal cuts the requests off that the first has left. If it comes while
+// the process waits for an answer, they are cut off after that.
 //
 // Start it twice with the same -socket, the second time with -init to have time
 // for a signal. It prints what it is, so that one can watch.
@@ -28,16 +36,34 @@ import (
 	"github.com/crossfade-go/crossfade"
 )
 
-// drainTimeout is how long requests may take when nobody sends a signal.
-const drainTimeout = time.Minute
-
-// signals are the requests to end.
-var signals = []os.Signal{os.Interrupt, syscall.SIGTERM}
-
 type options struct {
 	socket string
 	listen string
 	init   time.Duration
+	drain  time.Duration
+}
+
+// signals are the requests to end that have come.
+type signals struct {
+	first, second context.Context // end with the first one, and the second
+}
+
+// listen counts signals for the rest of the process's life. One channel takes all
+// of them, so that none is lost, whatever the program is doing.
+func listen() signals {
+	received := make(chan os.Signal, 2) // signal.Notify does not wait, and two count
+	signal.Notify(received, os.Interrupt, syscall.SIGTERM)
+	first, end := context.WithCancel(context.Background())
+	second, endAgain := context.WithCancel(context.Background())
+	go func() {
+		<-received
+		end()
+		fmt.Println("first signal")
+		<-received
+		endAgain()
+		fmt.Println("second signal")
+	}()
+	return signals{first, second}
 }
 
 func main() {
@@ -45,13 +71,10 @@ func main() {
 	flag.StringVar(&opts.socket, "socket", "", "`path` of the control socket (default $CROSSFADE_SOCKET)")
 	flag.StringVar(&opts.listen, "listen", "127.0.0.1:0", "`address` to serve on")
 	flag.DurationVar(&opts.init, "init", 0, "how long the initialisation takes")
+	flag.DurationVar(&opts.drain, "drain", time.Minute, "how long requests may take when nobody sends a signal")
 	flag.Parse()
 
-	// From here to the end a signal ends ctx: nothing is lost between two calls of
-	// signal.Notify.
-	ctx, stop := signal.NotifyContext(context.Background(), signals...)
-	status, err := run(ctx, opts)
-	stop()
+	status, err := run(listen(), opts)
 	if err != nil {
 		slog.Error("server failed", "pid", os.Getpid(), "err", err)
 	}
@@ -60,8 +83,9 @@ func main() {
 
 // run takes the service over, or begins it, serves, and drains. It returns the
 // exit status.
-func run(ctx context.Context, opts options) (status int, err error) {
-	upg, err := crossfade.New(ctx, &crossfade.Config{Socket: opts.socket, DrainTimeout: drainTimeout})
+func run(sig signals, opts options) (status int, err error) {
+	ctx := sig.first
+	upg, err := crossfade.New(ctx, &crossfade.Config{Socket: opts.socket, DrainTimeout: opts.drain})
 	if err != nil {
 		return 1, err
 	}
@@ -98,36 +122,41 @@ func run(ctx context.Context, opts options) (status int, err error) {
 	case err := <-served:
 		return 1, err
 	}
-	return drain(ctx, upg, srv)
+	return drain(sig, upg, srv)
 }
 
 // drain finishes the requests that are open.
-func drain(ctx context.Context, upg *crossfade.Upgrader, srv *http.Server) (status int, err error) {
-	// In a process that was replaced ctx lives on, and the next signal, or one
-	// that has just come, ends the drain. The owner has had that signal: another
-	// one has to come.
+func drain(sig signals, upg *crossfade.Upgrader, srv *http.Server) (status int, err error) {
+	// In a process that was replaced the next signal, or one that has just come,
+	// ends the drain. The owner has had that signal: another one has to come.
+	impatient := sig.first
 	if errors.Is(upg.Err(), crossfade.ErrStopped) {
-		again, stop := signal.NotifyContext(context.WithoutCancel(ctx), signals...)
-		defer stop()
-		ctx = again
+		impatient = sig.second
 	}
 	fmt.Println("draining:", upg.Err())
-	drain, cancel := upg.DrainContext(ctx)
+	ctx, cancel := upg.DrainContext(impatient)
 	defer cancel()
-	err = srv.Shutdown(drain)
-	cause := context.Cause(drain)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		slog.Info("a signal has ended the drain: requests were cut off", "pid", os.Getpid())
-	case errors.Is(cause, context.DeadlineExceeded):
-		return crossfade.ExitDrainTimeout, fmt.Errorf("requests were cut off: %w", cause)
-	case err != nil:
-		return 1, fmt.Errorf("requests were cut off: %w", err)
-	}
-	if errors.Is(upg.Err(), crossfade.ErrRolledBack) {
+	status, err = outcome(impatient, ctx, srv.Shutdown(ctx))
+	if status == 0 && errors.Is(upg.Err(), crossfade.ErrRolledBack) {
 		return crossfade.ExitRolledBack, nil
 	}
-	return 0, nil
+	return status, err
+}
+
+// outcome is the exit status of a process by what Shutdown has returned. Its
+// contexts count only if that is an error: they may have ended just afterwards.
+func outcome(impatient, drain context.Context, shutdown error) (status int, err error) {
+	switch cause := context.Cause(drain); {
+	case shutdown == nil:
+		return 0, nil
+	case impatient.Err() != nil:
+		slog.Info("a signal has ended the drain: requests were cut off", "pid", os.Getpid())
+		return 0, nil
+	case errors.Is(cause, context.DeadlineExceeded):
+		return crossfade.ExitDrainTimeout, fmt.Errorf("requests were cut off: %w", cause)
+	default:
+		return 1, fmt.Errorf("requests were cut off: %w", shutdown)
+	}
 }
 
 // initialise is what a real program needs time for.

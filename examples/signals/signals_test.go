@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/internal/leak"
 )
 
@@ -83,7 +85,12 @@ func (s *server) says(beginning string) string {
 
 func (s *server) terminate() {
 	s.t.Helper()
-	if err := s.Process.Signal(syscall.SIGTERM); err != nil {
+	s.signal(syscall.SIGTERM)
+}
+
+func (s *server) signal(sig os.Signal) {
+	s.t.Helper()
+	if err := s.Process.Signal(sig); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -106,6 +113,32 @@ type request struct {
 // ask begins a request, which the server must answer.
 func (s *server) ask(address string) *request {
 	s.t.Helper()
+	r := s.request(address)
+	if err := r.answered(s); err != nil {
+		s.t.Fatal(err)
+	}
+	return r
+}
+
+// reach is ask for a server that owns since just now. Its predecessor accepts
+// until it knows, and what that one answers does not count.
+func (s *server) reach(address string) *request {
+	s.t.Helper()
+	for {
+		r := s.request(address)
+		line, err := r.answer.ReadString('\n')
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if line == fmt.Sprintln(s.Process.Pid) {
+			return r
+		}
+		r.body.Close()
+	}
+}
+
+func (s *server) request(address string) *request {
+	s.t.Helper()
 	read, write := io.Pipe()
 	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: limit}).DialContext}
 	client := &http.Client{Transport: transport, Timeout: limit}
@@ -118,11 +151,7 @@ func (s *server) ask(address string) *request {
 		response.Body.Close()
 		transport.CloseIdleConnections()
 	})
-	r := &request{s.t, write, bufio.NewReader(response.Body)}
-	if err := r.answered(s); err != nil {
-		s.t.Fatal(err)
-	}
-	return r
+	return &request{s.t, write, bufio.NewReader(response.Body)}
 }
 
 func (r *request) answered(s *server) error {
@@ -145,7 +174,7 @@ func (r *request) finish(s *server) {
 }
 
 // begin starts an owner.
-func begin(t *testing.T) (s *server, socket, address string) {
+func begin(t *testing.T, args ...string) (s *server, socket, address string) {
 	t.Helper()
 	directory, err := os.MkdirTemp("", "s") // short enough for a socket
 	if err != nil {
@@ -153,7 +182,7 @@ func begin(t *testing.T) (s *server, socket, address string) {
 	}
 	t.Cleanup(func() { os.RemoveAll(directory) })
 	socket = filepath.Join(directory, "control")
-	s = start(t, socket)
+	s = start(t, socket, args...)
 	return s, socket, s.says("owner ")
 }
 
@@ -180,6 +209,99 @@ func TestTwoSignalsToTheOwner(t *testing.T) {
 	owner.ends(0)
 	if err := open.answered(owner); err == nil {
 		t.Error("the request was answered to its end")
+	}
+}
+
+// The second signal comes while Stop waits for a predecessor that is frozen.
+func TestTwoSignalsToTheOwnerOnProbation(t *testing.T) {
+	t.Setenv("CROSSFADE_PROBATION", "1h")
+	old, socket, address := begin(t)
+	next := start(t, socket, "-listen", address)
+	next.says("owner ")
+	open := next.reach(address)
+	old.signal(syscall.SIGSTOP)
+	next.terminate()
+	next.says("first signal")
+	next.terminate()
+	next.says("second signal")
+	old.signal(syscall.SIGCONT)
+	next.says("draining: ")
+	next.ends(0)
+	if err := open.answered(next); err == nil {
+		t.Error("the request was answered to its end")
+	}
+	old.ask(address).finish(old)
+}
+
+func TestSignalToTheOwnerOnProbation(t *testing.T) {
+	t.Setenv("CROSSFADE_PROBATION", "1h")
+	old, socket, address := begin(t)
+	next := start(t, socket, "-listen", address)
+	next.says("owner ")
+	open := next.reach(address)
+	next.terminate()
+	next.says("draining: ")
+	old.ask(address).finish(old) // while the other one drains
+	open.finish(next)
+	next.ends(0)
+}
+
+func TestSignalToTheProcessThatStandsBy(t *testing.T) {
+	t.Setenv("CROSSFADE_PROBATION", "1h")
+	old, socket, address := begin(t)
+	open := old.ask(address)
+	next := start(t, socket, "-listen", address)
+	next.says("owner ")
+	old.terminate()
+	old.says("first signal")
+	if why := old.says("draining: "); !strings.HasPrefix(why, "retired") {
+		t.Errorf("it drains because %q", why)
+	}
+	old.ends(0) // at once: nobody finishes the request
+	if err := open.answered(old); err == nil {
+		t.Error("the request was answered to its end")
+	}
+	next.says("the predecessor has gone")
+	next.ask(address).finish(next)
+}
+
+func TestTheDrainTimeoutOfTheOwner(t *testing.T) {
+	owner, _, address := begin(t, "-drain=1ms")
+	open := owner.ask(address)
+	owner.terminate()
+	owner.ends(crossfade.ExitDrainTimeout)
+	if err := open.answered(owner); err == nil {
+		t.Error("the request was answered to its end")
+	}
+}
+
+func TestOutcome(t *testing.T) {
+	live := t.Context()
+	ended, end := context.WithCancel(live)
+	end()
+	late, cancel := context.WithDeadline(live, time.Unix(0, 0))
+	defer cancel()
+	for _, tt := range []struct {
+		name             string
+		shutdown         error
+		impatient, drain context.Context
+		want             int
+		wantErr          bool
+	}{
+		{"all was answered", nil, live, live, 0, false},
+		{"all was answered just before the limit", nil, live, late, 0, false},
+		{"all was answered just before the signal", nil, ended, ended, 0, false},
+		{"the signal", context.Canceled, ended, ended, 0, false},
+		{"the limit", context.DeadlineExceeded, live, late, crossfade.ExitDrainTimeout, true},
+		{"the successor", context.Canceled, live, ended, 1, true},
+		{"the server", io.ErrUnexpectedEOF, live, live, 1, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := outcome(tt.impatient, tt.drain, tt.shutdown)
+			if got != tt.want || (err != nil) != tt.wantErr {
+				t.Errorf("status %d, error %v; want %d, an error: %v", got, err, tt.want, tt.wantErr)
+			}
+		})
 	}
 }
 
@@ -213,5 +335,6 @@ func TestSignalToAProcessThatDrains(t *testing.T) {
 	next.ask(address).finish(next)
 	third := start(t, socket, "-listen", address) // the control path is where it was
 	third.says("owner ")
+	next.says("draining: ") // until then it may accept
 	third.ask(address).finish(third)
 }
