@@ -77,7 +77,9 @@ func (u *Upgrader) watchDrain() {
 	deadline := u.drainDeadline()
 	var overstayed <-chan time.Time
 	if !deadline.IsZero() {
-		timer := time.NewTimer(time.Until(deadline) + drainGrace)
+		// Not a sum of durations, which would overflow for one that is meant as
+		// "for ever".
+		timer := time.NewTimer(time.Until(deadline.Add(drainGrace)))
 		defer timer.Stop()
 		overstayed = timer.C
 	}

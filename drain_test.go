@@ -5,6 +5,8 @@ package crossfade_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
@@ -370,6 +372,33 @@ func TestDrainTimeout(t *testing.T) {
 		}
 		if status := first.exitStatus(); status != 0 {
 			t.Errorf("its exit status is %d", status)
+		}
+	})
+	t.Run("may be for ever", func(t *testing.T) {
+		t.Parallel()
+		d, spec, first, address := startOwner(t, func(s *serviceSpec) {
+			s.DrainTimeout, s.KeepDraining, s.OnDrainTimeout = math.MaxInt64, true, true
+		})
+		client, another := connect(t, "tcp", address), connect(t, "tcp", address)
+		client.answer()
+		another.answer()
+		second := replace(t, d, spec, first)
+		if runtime.GOOS == "linux" {
+			// Who counts a second time has waited in between, also for the end.
+			for n := 2; n > 0; n-- {
+				second.awaitDraining(fmt.Sprintf("%d connections", n), func(all []handoff.Generation) bool {
+					return len(all) == 1 && all[0].Connections == n
+				})
+				another.Close()
+			}
+		}
+		client.Close()
+		another.Close()
+		if status := first.exitStatus(); status != 0 {
+			t.Errorf("its exit status is %d", status)
+		}
+		if first.happened("overstay") {
+			t.Error("it has overstayed")
 		}
 	})
 	t.Run("calls the hook instead", func(t *testing.T) {
