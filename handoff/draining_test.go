@@ -1,10 +1,14 @@
 package handoff_test
 
 import (
+	"context"
 	"errors"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/crossfade-go/crossfade/handoff"
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
@@ -82,6 +86,9 @@ func TestStatusOfGenerations(t *testing.T) {
 		o.service.older = append(older(2), handoff.Generation{
 			Process: handoff.Process{Instance: "late", Generation: 5}, State: handoff.StateDraining, Since: time.Now(),
 			Deadline: time.Now().Add(-time.Second),
+		}, handoff.Generation{
+			Process: handoff.Process{Instance: "latest", Generation: 6}, State: handoff.StateProbation, Since: time.Now(),
+			Connections: -1, Limit: time.Hour,
 		})
 		p := newPipe(t)
 		go o.server.Serve(p.server, nil)
@@ -95,9 +102,55 @@ func TestStatusOfGenerations(t *testing.T) {
 		for i, want := range o.service.older {
 			got := status.Draining[i]
 			if got.Process != want.Process || got.State != want.State || !got.Since.Equal(want.Since) ||
-				got.Connections != want.Connections || !got.Deadline.Equal(want.Deadline) {
+				got.Connections != want.Connections || !got.Deadline.Equal(want.Deadline) || got.Limit != want.Limit {
 				t.Errorf("the status lists\n\t%v\nwant\n\t%v", got, want)
 			}
+		}
+	})
+}
+
+// The drain of the predecessor has not begun, and that of an older generation
+// has: what remains of it becomes less while the offer is made.
+func TestAnOfferThatTakesTimeEatsNoLimit(t *testing.T) {
+	taken := limits.Ready / 2
+	for _, tt := range []struct {
+		name     string
+		limit    time.Duration
+		received time.Duration
+	}{
+		{"a limit", 2 * time.Second, 2 * time.Second},
+		{"for ever", math.MaxInt64, 100 * 365 * 24 * time.Hour}, // as far as durations go
+		{"none", 0, 0},
+	} {
+		bubble(t, tt.name, func(t *testing.T) {
+			o := newSlowOwner(t, func(context.Context) error { elapse(taken); return nil })
+			draining, own := older(1)[0], handoff.Generation{Process: o.cfg.Process, State: handoff.StateOffering, Limit: tt.limit}
+			o.service.offer.Descriptors[0].Alive, o.service.offer.Descriptors[1].Alive = &draining, &own
+			c := newCandidate(t).connect(t.Context(), o)
+			elapse(taken)
+			synctest.Wait()
+			c.mustHaveReceived()
+			if got := c.receiver.got[0].Alive; !got.Deadline.Equal(draining.Deadline) || got.Limit != 0 {
+				t.Errorf("the older one comes as %v, was sent as %v", got, draining)
+			}
+			if got := c.receiver.got[1].Alive; got.Limit != tt.received || !got.Deadline.IsZero() {
+				t.Errorf("the predecessor comes as %v, was sent as %v", got, own)
+			}
+			c.ready(t.Context())
+			c.mustOwn()
+		})
+	}
+	bubble(t, "one that is over is still one", func(t *testing.T) {
+		c := newCandidate(t)
+		p := c.server()
+		page := manifestPage(0)
+		page.Descriptors = []*pb.Descriptor{{Id: 1, Name: "a", Kind: pb.Kind_KIND_ALIVE, Alive: &pb.Generation{
+			State: pb.State_STATE_OFFERING, Remaining: durationpb.New(-time.Second),
+		}}}
+		p.say(welcome(1))
+		p.write(wrap(false, page), descriptors(t, 1)[0].FD)
+		if got := c.receiver.got[0].Alive; got.Limit <= 0 || got.Limit > time.Millisecond || !got.Deadline.IsZero() {
+			t.Errorf("it comes as %+v", got)
 		}
 	})
 }

@@ -713,7 +713,7 @@ func timesInAStatus(t *testing.T, d *durationpb.Duration) {
 	st, err := asked(t, &pb.ControlResponse{Response: &pb.ControlResponse_Status{Status: &pb.StatusReply{
 		Last: true, Process: &pb.Process{}, Since: d, Attempt: &pb.Attempt{Since: d, Remaining: d},
 		LastFailure: &pb.Failure{Ago: d}, Probation: &pb.Probation{Remaining: d},
-		Draining: []*pb.Generation{{Since: d, Remaining: d}},
+		Draining: []*pb.Generation{{State: pb.State_STATE_DRAINING, Since: d, Remaining: d}, {Since: d, Remaining: d}},
 	}}})
 	if err != nil {
 		t.Fatal(err)
@@ -723,6 +723,10 @@ func timesInAStatus(t *testing.T, d *durationpb.Duration) {
 	mustBeBefore(t, st.LastFailure.At, d)
 	mustBeBefore(t, st.Draining[0].Since, d)
 	mustBeIn(t, st.Draining[0].Deadline, d)
+	// Of one whose drain has not begun.
+	if got := st.Draining[1].Limit; d == nil != (got == 0) || d != nil && got != max(sane(d), 1) || !st.Draining[1].Deadline.IsZero() {
+		t.Errorf("its limit is %v, want %v", got, max(sane(d), 1))
+	}
 	if d == nil != st.Attempt.Deadline.IsZero() || d != nil && time.Until(st.Attempt.Deadline) != sane(d) || time.Until(st.Probation.Until) != sane(d) {
 		t.Errorf("there are %v and %v left, want %v", time.Until(st.Attempt.Deadline), time.Until(st.Probation.Until), sane(d))
 	}

@@ -241,10 +241,12 @@ type Generation struct {
 	// Connections is how many it had open when it last told, which it tells its
 	// own successor only; -1 if it has not.
 	Connections int
-	// Deadline is when its drain should end; the zero time if it has no limit. Of
-	// a process that has not retired yet, in a manifest, it says how long the
-	// drain may last: the time from now to Deadline counts from its Retired.
+	// Deadline is when its drain should end; the zero time if it has no limit, or
+	// has not begun.
 	Deadline time.Time
+	// Limit is how long the drain of a process that has not retired yet may last,
+	// from its Retired on; 0 for any time, and when it has.
+	Limit time.Duration
 }
 
 // String names the generation, what it does and until when, for logs and errors.
@@ -254,6 +256,8 @@ func (g Generation) String() string {
 		s += fmt.Sprintf(", %d connections when it last told", g.Connections)
 	}
 	switch left := time.Until(g.Deadline).Round(time.Millisecond); {
+	case g.Limit > 0:
+		return s + fmt.Sprintf(", for at most %v once it has retired", g.Limit)
 	case g.Deadline.IsZero():
 		return s + ", without a limit"
 	case left < 0:

@@ -172,12 +172,18 @@ func generationToWire(g Generation) *pb.Generation {
 	if g.Connections >= 0 {
 		w.Connections = proto.Uint64(uint64(g.Connections))
 	}
-	if !g.Deadline.IsZero() {
+	switch {
+	case g.Limit > 0:
+		w.Remaining = durationpb.New(g.Limit)
+	case !g.Deadline.IsZero():
 		w.Remaining = durationpb.New(time.Until(g.Deadline))
 	}
 	return w
 }
 
+// generationFromWire takes what remains of a drain that has not begun for its
+// Limit, however long the message was under way. One that is over before it has
+// begun is the shortest, and not none.
 func generationFromWire(w *pb.Generation) Generation {
 	g := Generation{
 		Process: processFromWire(w.GetProcess()), State: State(known(w.GetState(), stateNames[:])),
@@ -186,8 +192,12 @@ func generationFromWire(w *pb.Generation) Generation {
 	if w != nil && w.Connections != nil { // whether it is there is the question
 		g.Connections = count(w.GetConnections())
 	}
-	if w.GetRemaining() != nil {
+	switch {
+	case w.GetRemaining() == nil:
+	case g.State == StateDraining:
 		g.Deadline = after(w.GetRemaining())
+	default:
+		g.Limit = max(durationFromWire(w.GetRemaining()), 1)
 	}
 	return g
 }

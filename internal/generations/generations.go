@@ -77,25 +77,21 @@ type List struct {
 // generation is one of them.
 type generation struct {
 	handoff.Generation
-	direct bool          // the predecessor of this process
-	limit  time.Duration // how long its drain may last from its Retired on; 0 for any time
-	alive  *scm.FD       // nil if it has sent none: then it is gone when its connection ends
-	watch  *scm.Watch    // of alive
-	pidfd  *scm.FD       // nil if there is none, or none to be trusted
-	timer  *time.Timer   // runs until it is overdue, nil if it cannot be
+	direct bool        // the predecessor of this process
+	alive  *scm.FD     // nil if it has sent none: then it is gone when its connection ends
+	watch  *scm.Watch  // of alive
+	pidfd  *scm.FD     // nil if there is none, or none to be trusted
+	timer  *time.Timer // runs until it is overdue, nil if it cannot be
 }
 
 // Offer returns what tells the ends of the older generations and of this
-// process, which is self and may drain for limit. What it lists stays open until
+// process, which is self and may drain for limit, 0 for any time. What it lists stays open until
 // endOffer.
 func (gs *List) Offer(self handoff.Process, limit time.Duration) (ds []handoff.Descriptor, err error) {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	gs.offering = true
-	own := handoff.Generation{Process: self, State: handoff.StateOffering, Since: time.Now(), Connections: -1}
-	if limit > 0 {
-		own.Deadline = time.Now().Add(limit)
-	}
+	own := handoff.Generation{Process: self, State: handoff.StateOffering, Since: time.Now(), Connections: -1, Limit: limit}
 	for _, g := range append(slices.Clone(gs.older), &generation{Generation: own, alive: gs.watched, pidfd: gs.pidfd}) {
 		about := g.Generation // as it is now
 		number := strconv.FormatUint(about.Process.Generation, 10)
@@ -277,13 +273,18 @@ func (gs *List) Follow(predecessor handoff.Process) {
 		g = gs.addLocked(handoff.Generation{Process: predecessor, Since: time.Now(), Connections: -1})
 	}
 	g.direct = true
-	if !g.Deadline.IsZero() {
-		g.limit, g.Deadline = time.Until(g.Deadline), time.Time{} // it has not begun
-	}
+	// Whatever they are said to do: the predecessor has not begun to drain, and
+	// the older ones have, else their successors could not have handed over.
 	for _, older := range gs.older {
-		older.State = handoff.StateDraining // else its successor could not have handed over
-		if older == g {
+		switch {
+		case older == g:
 			older.State = handoff.StateOffering
+			if !g.Deadline.IsZero() {
+				g.Limit, g.Deadline = max(time.Until(g.Deadline), 1), time.Time{}
+			}
+		default:
+			older.State = handoff.StateDraining
+			older.beginDrain(time.Now())
 		}
 		gs.armLocked(older)
 	}
@@ -298,10 +299,15 @@ func (gs *List) Succeeded() {
 func (gs *List) Retired() {
 	gs.change(func(g *generation) {
 		g.State, g.Since = handoff.StateDraining, time.Now()
-		if g.limit > 0 {
-			g.Deadline = g.Since.Add(g.limit)
-		}
+		g.beginDrain(g.Since)
 	})
+}
+
+// beginDrain turns the limit of a drain, if there is one, into its end.
+func (g *generation) beginDrain(at time.Time) {
+	if g.Limit > 0 {
+		g.Deadline, g.Limit = at.Add(g.Limit), 0
+	}
 }
 
 // Told takes in what the predecessor says of its drain. The zero deadline says
