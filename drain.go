@@ -83,9 +83,9 @@ func (u *Upgrader) watchDrain() {
 		defer timer.Stop()
 		overstayed = timer.C
 	}
-	last := -1
+	r := drainReport{u: u, deadline: deadline, last: -1}
 	for {
-		next, stop := u.tellConnections(&last, deadline)
+		next, stop := r.tell()
 		if next == nil && overstayed == nil {
 			return
 		}
@@ -99,22 +99,37 @@ func (u *Upgrader) watchDrain() {
 	}
 }
 
-// tellConnections counts the connections that are still open and tells the
-// successor if the number has changed. next gets a value when it is time to count
-// again, and never if there is nobody to tell or nothing to be known.
-func (u *Upgrader) tellConnections(last *int, deadline time.Time) (next <-chan time.Time, stop func() bool) {
+// drainReport is what the successor was told.
+type drainReport struct {
+	u        *Upgrader
+	deadline time.Time
+	last     int  // how many connections it was told of, -1 for none yet
+	said     bool // it was told the deadline
+}
+
+// tell counts the connections that are still open and tells the successor if the
+// number has changed, and the deadline whether or not there is a number. next
+// gets a value when it is time to count again, and never if there is nobody to
+// tell or nothing to be known.
+func (r *drainReport) tell() (next <-chan time.Time, stop func() bool) {
+	stop = func() bool { return true }
 	began := time.Now()
-	open, err := u.fds.connections()
+	open, err := r.u.fds.connections()
+	n := len(open)
 	if err != nil {
-		u.log.Debug("the connections that are still open cannot be counted", "err", err)
-		return nil, func() bool { return true }
+		r.u.log.Debug("the connections that are still open cannot be counted", "err", err)
+		n = r.last // as far as anybody knows
 	}
-	if len(open) != *last {
-		*last = len(open)
-		if !u.server.Draining(len(open), deadline) {
-			return nil, func() bool { return true }
+	if n != r.last || !r.said && !r.deadline.IsZero() {
+		if !r.u.server.Draining(n, r.deadline) {
+			return nil, stop
 		}
+		r.last, r.said = n, true
 	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil, stop
+	}
+	// Other errors pass, such as that of a process that has no descriptor left.
 	timer := time.NewTimer(max(countInterval, countShare*time.Since(began)))
 	return timer.C, timer.Stop
 }

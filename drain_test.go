@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/handoff"
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
@@ -252,7 +254,7 @@ func TestPredecessorWithoutAlivePipe(t *testing.T) {
 	owner.retire()
 	p.expect("settled")
 	send := func(m *pb.Draining) { owner.send(&pb.ServerMessage{Message: &pb.ServerMessage_Draining{Draining: m}}) }
-	send(&pb.Draining{Connections: 77})
+	send(&pb.Draining{Connections: proto.Uint64(77)})
 	all := p.awaitDraining("77 connections", func(all []handoff.Generation) bool { return len(all) == 1 && all[0].Connections == 77 })
 	if all[0].Process.Instance != "by hand" || all[0].State != handoff.StateDraining || !all[0].Deadline.IsZero() {
 		t.Errorf("it lists %v", all[0])
@@ -337,6 +339,31 @@ func TestAliveIsChecked(t *testing.T) {
 			}
 			<-started
 		})
+	}
+}
+
+// What cannot be counted may be counted a moment later, and the deadline is known
+// all the while.
+func TestACountThatFails(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("connections are not counted on this system")
+	}
+	t.Parallel()
+	_, spec, owner, address := startOwner(t, func(s *serviceSpec) { s.DrainTimeout = time.Hour })
+	connect(t, "tcp", address).answer()
+	next := newCandidate(t, spec.Socket, "Commit")
+	owner.do("nofile", 1)
+	next.reach("Retired")
+	m := next.next().GetDraining()
+	if m == nil || m.Connections != nil {
+		t.Errorf("the successor is told %v, and nothing could be counted", m)
+	}
+	if left := m.GetRemaining().AsDuration(); left <= time.Hour-generous || left > time.Hour {
+		t.Errorf("the drain lasts for %v, want an hour", left)
+	}
+	owner.do("nofile", 100)
+	if m := next.next().GetDraining(); m == nil || m.Connections == nil || m.GetConnections() != 1 {
+		t.Errorf("the successor is told %v, want one connection", m)
 	}
 }
 

@@ -992,6 +992,17 @@ var serviceCommands = map[string]func(s *service, value json.RawMessage) (any, e
 	"environ": func(*service, json.RawMessage) (any, error) {
 		return slices.DeleteFunc(os.Environ(), func(kv string) bool { return !strings.HasPrefix(kv, "CROSSFADE_") }), nil
 	},
+	// nofile sets the soft RLIMIT_NOFILE.
+	"nofile": func(_ *service, value json.RawMessage) (any, error) {
+		var limit syscall.Rlimit
+		if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(value, &limit.Cur); err != nil {
+			return nil, err
+		}
+		return done, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
+	},
 	"quit": func(s *service, _ json.RawMessage) (any, error) {
 		close(s.quit)
 		return done, nil

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
@@ -180,8 +181,8 @@ func (s *Server) GenerationGone() {
 }
 
 // Draining tells the successor of a process that drains how many connections are
-// still open and by when they will be gone: the zero time if that is not known.
-// It returns at once, and reports false if there is nobody to tell.
+// still open, -1 if that is not known, and by when they will be gone: the zero
+// time if that is not known. It returns at once, and reports false if there is nobody to tell.
 func (s *Server) Draining(connections int, deadline time.Time) bool {
 	s.mu.Lock()
 	p := s.retirement
@@ -190,7 +191,10 @@ func (s *Server) Draining(connections int, deadline time.Time) bool {
 		return false
 	}
 	return p.link.post(func() error {
-		m := &pb.Draining{Connections: uint64(max(connections, 0))}
+		m := new(pb.Draining)
+		if connections >= 0 {
+			m.Connections = proto.Uint64(uint64(connections))
+		}
 		if !deadline.IsZero() {
 			m.Remaining = durationpb.New(time.Until(deadline))
 		}

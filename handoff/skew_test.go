@@ -737,7 +737,7 @@ func drainingForDisplay(t *testing.T, d *durationpb.Duration) {
 	p := c.server()
 	p.say(welcome(0), manifestPage(0))
 	c.ready(t.Context())
-	p.say(manifestPage(1), &pb.Commit{}, &pb.Retired{}, &pb.Draining{Connections: math.MaxUint64, Remaining: d})
+	p.say(manifestPage(1), &pb.Commit{}, &pb.Retired{}, &pb.Draining{Connections: proto.Uint64(math.MaxUint64), Remaining: d})
 	c.mustOwn()
 	p.close()
 	mustHaveCalled(t, &c.receiver.calls, "Receive 0, Apply +0 -0, Own 2, Settled, Draining 2147483647, Gone")

@@ -54,7 +54,8 @@ type Receiver interface {
 	// Settled is called when the predecessor cannot come back.
 	Settled()
 	// Draining is called when the retired predecessor tells how many connections
-	// it still has, and by when it will be gone: the zero time if it does not say.
+	// it still has, -1 if it does not say, and by when it will be gone: the zero
+	// time if it does not say.
 	Draining(connections int, deadline time.Time)
 	// Gone is called when the predecessor has closed its end: it has exited.
 	Gone()
@@ -848,11 +849,15 @@ func (t *Taking) ended(ctx context.Context) error {
 }
 
 func (t *Taking) draining(m *pb.Draining) {
+	connections := -1
+	if m.Connections != nil { // whether it is there is the question
+		connections = count(m.GetConnections())
+	}
 	var deadline time.Time
 	if m.GetRemaining() != nil {
 		deadline = after(m.GetRemaining())
 	}
-	t.receiver.Draining(count(m.GetConnections()), deadline)
+	t.receiver.Draining(connections, deadline)
 }
 
 // tellGone calls Gone, once.

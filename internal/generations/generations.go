@@ -310,11 +310,13 @@ func (g *generation) beginDrain(at time.Time) {
 	}
 }
 
-// Told takes in what the predecessor says of its drain. The zero deadline says
-// nothing.
+// Told takes in what the predecessor says of its drain. -1 connections and the
+// zero deadline say nothing.
 func (gs *List) Told(connections int, deadline time.Time) {
 	gs.change(func(g *generation) {
-		g.Connections = connections
+		if connections >= 0 {
+			g.Connections = connections
+		}
 		if !deadline.IsZero() {
 			g.Deadline = deadline
 		}

@@ -164,6 +164,11 @@ func TestTheLifeOfAList(t *testing.T) {
 		t.Errorf("it lists %v", got)
 	}
 
+	second.Told(-1, time.Time{}) // nothing
+	if got := second.All()[0]; got.Connections != 5 || !got.Deadline.IsZero() {
+		t.Errorf("it lists %v", got)
+	}
+
 	third.takeOver(second, 0)
 	third.mustList("1 draining", "2 draining")
 	if all := third.All(); all[0].Connections != 5 || all[1].Connections != -1 {

@@ -2892,8 +2892,9 @@ func (x *ConnectionAck) GetReason() string {
 // Draining says how far the drain has come.
 type Draining struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many connections are still open.
-	Connections uint64 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"`
+	// How many connections are still open; absent: that cannot be known, or not
+	// now.
+	Connections *uint64 `protobuf:"varint,1,opt,name=connections,proto3,oneof" json:"connections,omitempty"`
 	// How long the drain may still last; absent: as long as it takes.
 	Remaining     *durationpb.Duration `protobuf:"bytes,2,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2931,8 +2932,8 @@ func (*Draining) Descriptor() ([]byte, []int) {
 }
 
 func (x *Draining) GetConnections() uint64 {
-	if x != nil {
-		return x.Connections
+	if x != nil && x.Connections != nil {
+		return *x.Connections
 	}
 	return 0
 }
@@ -4528,10 +4529,11 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\rConnectionAck\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05taken\x18\x02 \x01(\bR\x05taken\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"e\n" +
-	"\bDraining\x12 \n" +
-	"\vconnections\x18\x01 \x01(\x04R\vconnections\x127\n" +
-	"\tremaining\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tremaining\"\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"z\n" +
+	"\bDraining\x12%\n" +
+	"\vconnections\x18\x01 \x01(\x04H\x00R\vconnections\x88\x01\x01\x127\n" +
+	"\tremaining\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tremainingB\x0e\n" +
+	"\f_connections\"\n" +
 	"\n" +
 	"\bEndDrain\"\x99\x02\n" +
 	"\n" +
@@ -4913,6 +4915,7 @@ func file_crossfade_handoff_v1_handoff_proto_init() {
 		(*ServerMessage_Draining)(nil),
 		(*ServerMessage_Control)(nil),
 	}
+	file_crossfade_handoff_v1_handoff_proto_msgTypes[27].OneofWrappers = []any{}
 	file_crossfade_handoff_v1_handoff_proto_msgTypes[29].OneofWrappers = []any{}
 	file_crossfade_handoff_v1_handoff_proto_msgTypes[30].OneofWrappers = []any{
 		(*ControlRequest_Status)(nil),
