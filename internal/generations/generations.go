@@ -82,6 +82,7 @@ type generation struct {
 	watch  *scm.Watch  // of alive
 	pidfd  *scm.FD     // nil if there is none, or none to be trusted
 	timer  *time.Timer // runs until it is overdue, nil if it cannot be
+	said   bool        // that it is overdue has been logged
 }
 
 // Offer returns what tells the ends of the older generations and of this
@@ -405,7 +406,11 @@ func (gs *List) armLocked(g *generation) {
 	}
 	// Not a sum of durations, which would overflow for one that is meant as "for
 	// ever".
-	g.timer = time.AfterFunc(time.Until(g.Deadline.Add(killGrace)), func() { gs.enforce(g) })
+	left := time.Until(g.Deadline.Add(killGrace))
+	if left > 0 {
+		g.said = false // it has been given more time
+	}
+	g.timer = time.AfterFunc(left, func() { gs.enforce(g) })
 }
 
 // enforce ends g, which is overdue, where that is wanted and this process's to
@@ -419,7 +424,8 @@ func (gs *List) enforce(g *generation) {
 		// It has gone, or has been given more time since.
 	case !owns:
 		g.timer.Reset(killGrace) // this process may come to own, or own again
-	default:
+	case !g.said: // each Draining of one that is overdue leads here
+		g.said = true
 		gs.endLocked(g)
 	}
 }

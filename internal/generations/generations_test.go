@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -292,6 +293,51 @@ func TestTheDeadlineOfAnOlderGeneration(t *testing.T) {
 	if !all[0].Deadline.Equal(want) || all[1].Deadline.Sub(all[1].Since) != 2*time.Hour {
 		t.Errorf("it lists %v", all)
 	}
+}
+
+// One warning is enough for each time that it becomes overdue, however often it
+// tells of itself.
+func TestTheWarningComesOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const warning = "an older generation is overdue: end it"
+		var owns atomic.Bool
+		owns.Store(true)
+		m := newMember(t, 2, func(cfg *generations.Config) { cfg.Owns = owns.Load })
+		pass := func(d time.Duration, want int) {
+			t.Helper()
+			<-time.After(d)
+			synctest.Wait()
+			if got := m.log.count(warning); got != want {
+				t.Fatalf("there are %d warnings, want %d", got, want)
+			}
+		}
+		// Without a pipe: what watches one is no business of the bubble.
+		m.Follow(handoff.Process{Instance: "mute", Generation: 1})
+		m.Succeeded()
+		m.Retired()
+		deadline := time.Now().Add(time.Minute)
+		m.Told(3, deadline)
+		pass(time.Minute+4*time.Second, 0)
+		owns.Store(false) // for a moment
+		pass(2*time.Second, 0)
+		owns.Store(true)
+		pass(10*time.Second, 1)
+		if got := m.Warnings(); len(got) != 1 {
+			t.Errorf("the status warns of %q", got)
+		}
+		for n := range 3 {
+			m.Told(n, deadline)
+			pass(time.Second, 1)
+		}
+		m.Told(1, time.Now().Add(time.Minute)) // it has more time
+		pass(time.Minute, 1)
+		if got := m.Warnings(); len(got) != 0 {
+			t.Errorf("the status warns of %q", got)
+		}
+		pass(6*time.Second, 2)
+		m.Told(0, time.Time{})
+		pass(time.Second, 2)
+	})
 }
 
 func TestWhatIsReceivedIsChecked(t *testing.T) {
