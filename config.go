@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/generations"
 	"github.com/crossfade-go/crossfade/internal/pidfile"
 	"github.com/crossfade-go/crossfade/internal/rendezvous"
 	"github.com/crossfade-go/crossfade/scm"
@@ -142,7 +143,8 @@ type Config struct {
 	// own. The process goes on when it returns; but it is overdue, and an owner
 	// with KillOverdue ends it.
 	OnDrainTimeout func()
-	// MaxDraining is how many processes may drain at the same time (default 4): a
+	// MaxDraining is how many processes may drain at the same time (default 4, at
+	// most 256, which is what the protocol lets a successor be told of): a
 	// successor is refused (ErrDraining) if more older ones than MaxDraining-1
 	// have not gone yet, since this one would be the next to drain. With 1, there
 	// is no handoff before the previous predecessor has exited.
@@ -290,8 +292,11 @@ func (c *Config) validate() error {
 			return fmt.Errorf("invalid Config.%s: %v is negative", name, *value)
 		}
 	}
-	if c.MaxDraining < 0 {
+	switch {
+	case c.MaxDraining < 0:
 		return fmt.Errorf("invalid Config.MaxDraining: %d is negative", c.MaxDraining)
+	case c.MaxDraining > generations.Max: // the offer lists all that may drain after it
+		return fmt.Errorf("invalid Config.MaxDraining: %d are more than the %d that a successor takes note of", c.MaxDraining, generations.Max)
 	}
 	if c.MaxReadyTimeout < c.ReadyTimeout {
 		return fmt.Errorf("invalid Config.MaxReadyTimeout: %v is below ReadyTimeout, %v", c.MaxReadyTimeout, c.ReadyTimeout)

@@ -37,6 +37,8 @@ func TestBadConfig(t *testing.T) {
 		{"MaxProbation below Probation", crossfade.Config{Probation: time.Hour, MaxProbation: time.Minute}, "Config.MaxProbation: 1m0s is below Probation, 1h0m0s"},
 		{"unknown AtProbationEnd", crossfade.Config{AtProbationEnd: 7}, "Config.AtProbationEnd: probation end 7"},
 		{"Suspend alone", crossfade.Config{Suspend: func(context.Context) error { return nil }}, "Suspend and Resume come together"},
+		{"negative MaxDraining", crossfade.Config{MaxDraining: -1}, "Config.MaxDraining: -1 is negative"},
+		{"more to drain than a successor is told of", crossfade.Config{MaxDraining: 257}, "Config.MaxDraining: 257 are more than the 256"},
 		{"MaxReadyTimeout below ReadyTimeout", crossfade.Config{ReadyTimeout: time.Hour, MaxReadyTimeout: time.Minute}, "Config.MaxReadyTimeout: 1m0s is below ReadyTimeout, 1h0m0s"},
 		{"MaxReadyTimeout below the default ReadyTimeout", crossfade.Config{MaxReadyTimeout: time.Second}, "is below ReadyTimeout, 1m0s"},
 		{"long Instance", crossfade.Config{Instance: strings.Repeat("x", 201)}, "Config.Instance: "},

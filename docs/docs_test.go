@@ -255,7 +255,7 @@ func TestLimits(t *testing.T) {
 		"a name, an instance":                        handoff.MaxName,
 		"status in Progress":                         handoff.MaxStatus,
 		"reason":                                     number(t, "../handoff/errors.go", "maxReason"),
-		"older generations in an offer":              number(t, "../internal/generations/generations.go", "maxGenerations"),
+		"older generations in an offer":              number(t, "../internal/generations/generations.go", "Max"),
 		"connections that a server serves at once":   number(t, "../handoff/server.go", "maxConnections"),
 	}
 	rows := table(t, section(t, "## 6. Frames"), "limit", "value")

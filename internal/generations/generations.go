@@ -29,8 +29,9 @@ const (
 // own from 1 on, and the control path has two above.
 const aliveIDs = 1 << 62
 
-// maxGenerations bounds what a predecessor may claim to be still there.
-const maxGenerations = 256
+// Max is how many generations an offer may list, the predecessor included: a
+// receiver takes no more.
+const Max = 256
 
 // killGrace is how long after its deadline a generation is left alone: it exits
 // by itself after its grace, and the two sides do not count from the same
@@ -94,6 +95,9 @@ func (gs *List) Offer(self handoff.Process, limit time.Duration) (ds []handoff.D
 	gs.offering = true
 	own := handoff.Generation{Process: self, State: handoff.StateOffering, Since: time.Now(), Connections: -1, Limit: limit}
 	for _, g := range append(slices.Clone(gs.older), &generation{Generation: own, alive: gs.watched, pidfd: gs.pidfd}) {
+		if g.alive != nil && g.alive.HungUp() {
+			continue // not in the way of this offer either, see All
+		}
 		about := g.Generation // as it is now
 		number := strconv.FormatUint(about.Process.Generation, 10)
 		for _, d := range []handoff.Descriptor{
@@ -207,8 +211,8 @@ func (gs *List) receiveAliveLocked(d handoff.Descriptor) error {
 		return fmt.Errorf("the descriptor is no pipe but %s", d.Identity)
 	case g != nil && g.alive != nil:
 		return errors.New("the manifest has the name twice")
-	case g == nil && len(gs.older) == maxGenerations:
-		return fmt.Errorf("there are more than %d older generations", maxGenerations)
+	case g == nil && len(gs.older) == Max:
+		return fmt.Errorf("there are more than %d older generations", Max)
 	}
 	watch, err := d.FD.Watch()
 	if err != nil {

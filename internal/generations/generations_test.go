@@ -225,6 +225,48 @@ func TestOneThatGoesDuringAnOffer(t *testing.T) {
 	}
 }
 
+// What has ended is not offered, whether or not its end was noticed: it does not
+// count for the limit of those that may drain, and there is one of those offered.
+func TestOneThatHasGoneBeforeAnOffer(t *testing.T) {
+	first, second := newMember(t, 1), newMember(t, 2)
+	second.takeOver(first, 0)
+	first.Close()
+	ds := second.offer(0)
+	defer closeAll(ds)
+	for _, name := range names(ds) {
+		if !strings.HasSuffix(name, ".2") {
+			t.Errorf("it offers %s", name)
+		}
+	}
+}
+
+// An offer may have as many as the successor takes.
+func TestAnOfferOfAsManyAsThereMayBe(t *testing.T) {
+	first, owner, next := newMember(t, 1), newMember(t, generations.Max), newMember(t, generations.Max+1)
+	alive := first.offer(0)
+	t.Cleanup(func() { closeAll(alive) })
+	list := func(number uint64) handoff.Descriptor {
+		t.Helper()
+		d := alive[0]
+		d.Name, d.Alive = fmt.Sprintf("crossfade.alive.%d", number), &handoff.Generation{Process: handoff.Process{Generation: number}}
+		var err error
+		if d.FD, err = d.FD.Dup(); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	for n := range uint64(generations.Max - 1) {
+		owner.receive([]handoff.Descriptor{list(n + 1)})
+	}
+	next.takeOver(owner, 0)
+	if got := len(next.All()); got != generations.Max {
+		t.Errorf("it lists %d, want %d", got, generations.Max)
+	}
+	if _, err := next.Receive([]handoff.Descriptor{list(1000)}); err == nil || !strings.Contains(err.Error(), "more than 256") {
+		t.Errorf("one more: %v", err)
+	}
+}
+
 // One that has sent nothing of its end is known by its connection.
 func TestOneWithoutAPipe(t *testing.T) {
 	m := newMember(t, 2)
