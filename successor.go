@@ -138,10 +138,7 @@ func sameFile(path string, claim *rendezvous.Claim) bool {
 
 // takeOver receives the owner's offer. On an error nothing that came remains.
 func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.Time) error {
-	if peer, err := conn.Peer(); err == nil {
-		u.older.Trust(peer)
-		_ = peer.Close()
-	}
+	u.older.Trust(conn)
 	taking, err := handoff.Connect(ctx, conn, &handoff.SuccessorConfig{
 		Process: u.cfg.process(), Force: u.env.force, Receiver: receiver{u},
 		Probation: u.wantedProbation(), AtProbationEnd: u.cfg.AtProbationEnd,

@@ -158,11 +158,17 @@ func (gs *List) endOfferLocked() {
 // Trust says whether the pidfds that arrive are believed to be of the processes
 // that they are said to be of. Only these can tell: a predecessor that lies could
 // have this process end any other. So it must gain nothing by that, and it does
-// not if it could end whatever this process can.
-func (gs *List) Trust(peer *scm.Peer) {
+// not if it could end whatever this process can. Whoever conn leads to, it replaces
+// the verdict on whoever came before, also if the system does not say who it is.
+func (gs *List) Trust(conn *scm.Conn) {
+	trusted := false
+	if peer, err := conn.Peer(); err == nil {
+		trusted = !peer.Unmapped() && (peer.UID == 0 || int(peer.UID) == os.Geteuid())
+		_ = peer.Close() // nobody has asked it to watch
+	}
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
-	gs.trusted = peer != nil && !peer.Unmapped() && (peer.UID == 0 || int(peer.UID) == os.Geteuid())
+	gs.trusted = trusted
 }
 
 // Receive takes what belongs here out of a page and returns the rest. On an

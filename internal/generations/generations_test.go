@@ -382,6 +382,47 @@ func TestTheWarningComesOnce(t *testing.T) {
 	})
 }
 
+// Trust in one predecessor is none in the next.
+func TestWhoseWordIsTaken(t *testing.T) {
+	conn, theirs, err := scm.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = conn.Close(), theirs.Close() })
+	if peer, err := conn.Peer(); err == nil {
+		_ = peer.Close()
+	} else {
+		t.Skipf("nobody is trusted on this system: %v", err)
+	}
+	first, second := newMember(t, 1), newMember(t, 2)
+	offered := func() []string {
+		t.Helper()
+		second.receive(first.offer(0))
+		defer second.Forget()
+		ds := second.offer(0)
+		defer closeAll(ds)
+		return names(ds)
+	}
+	const pidfd = "crossfade.pidfd.1"
+	sent := first.offer(0)
+	closeAll(sent)
+	if !slices.Contains(names(sent), pidfd) {
+		t.Skip("there are no pidfds on this system")
+	}
+	if got := offered(); slices.Contains(got, pidfd) {
+		t.Errorf("it has %q from nobody in particular", got)
+	}
+	second.Trust(conn)
+	if got := offered(); !slices.Contains(got, pidfd) {
+		t.Errorf("it has %q from one of its own user", got)
+	}
+	_ = conn.Close() // nothing is known of the peer any more
+	second.Trust(conn)
+	if got := offered(); slices.Contains(got, pidfd) {
+		t.Errorf("it has %q from one that is not known", got)
+	}
+}
+
 func TestWhatIsReceivedIsChecked(t *testing.T) {
 	broken := errors.New("not what it claims to be")
 	for _, tt := range []struct {
