@@ -228,8 +228,7 @@ func (a *attempt) handle(f *frame) {
 		if f.name == "Hello" {
 			a.said = true
 		}
-		a.welcomed(f)
-		a.relay.deliver(f)
+		a.deliver(f)
 		return
 	}
 	a.found = true
@@ -238,9 +237,6 @@ func (a *attempt) handle(f *frame) {
 	}
 	if f.name == "Hello" {
 		a.said = a.cell.moment == after || a.cell.fault == faultRepeated || a.cell.fault == faultDelayed || a.cell.fault == faultNone
-	}
-	if a.cell.moment == after {
-		a.welcomed(f)
 	}
 	switch a.cell.fault {
 	case faultKill, faultClose:
@@ -254,10 +250,10 @@ func (a *attempt) handle(f *frame) {
 	}
 }
 
-// welcomed notes the generation that a Welcome gives.
-func (a *attempt) welcomed(f *frame) {
+// deliver passes a frame on, and notes the generation that a Welcome has given.
+func (a *attempt) deliver(f *frame) {
 	m := new(pb.ServerMessage)
-	if f.name == "Welcome" && proto.Unmarshal(f.payload, m) == nil {
+	if a.relay.deliver(f) && f.name == "Welcome" && proto.Unmarshal(f.payload, m) == nil {
 		a.given = m.GetWelcome().GetGeneration()
 	}
 }
@@ -271,7 +267,7 @@ func (a *attempt) remove(f *frame) {
 	isSender := f.from == a.cell.victim
 	if a.cell.moment == after && !isSender {
 		a.relay.cutOff(a.cell.victim) // what it answers is never written
-		a.relay.deliver(f)
+		a.deliver(f)
 	}
 	if a.fail(a.victim().stop()) {
 		return
@@ -281,7 +277,7 @@ func (a *attempt) remove(f *frame) {
 		// The message and the full close behind it are there before the other
 		// side can look, as if both had been written at once.
 		if !a.fail(a.other().stop()) {
-			a.relay.deliver(f)
+			a.deliver(f)
 			a.takeOut()
 			a.fail(a.other().cont())
 		}
@@ -309,7 +305,7 @@ func (a *attempt) freeze(f *frame) {
 		if !isSender {
 			release = a.relay.holdBack(a.cell.victim)
 		}
-		a.relay.deliver(f)
+		a.deliver(f)
 	}
 	if a.fail(a.victim().stop()) {
 		release()
@@ -327,13 +323,13 @@ func (a *attempt) freeze(f *frame) {
 	switch {
 	case !isSender:
 		if a.cell.moment == before {
-			a.relay.deliver(f)
+			a.deliver(f)
 		}
 		a.relay.wg.Go(thaw) // the other side must be able to go on writing
 	default:
 		thaw()
 		if a.cell.moment == before {
-			a.relay.deliver(f)
+			a.deliver(f)
 		}
 	}
 }
@@ -374,18 +370,18 @@ func (a *attempt) disturb(f *frame) {
 	case faultGarbage:
 		a.relay.inject(f.from, garbage)
 	case faultRepeated:
-		a.relay.deliver(f)
-		a.relay.deliver(f)
+		a.deliver(f)
+		a.deliver(f)
 	case faultMisplaced:
 		a.relay.inject(f.from, misplaced(f.from))
-		a.relay.deliver(f)
+		a.deliver(f)
 	case faultNone:
-		a.relay.deliver(f)
+		a.deliver(f)
 	case faultDelayed:
 		timer := time.NewTimer(delay)
 		defer timer.Stop()
 		<-timer.C
-		a.relay.deliver(f)
+		a.deliver(f)
 	}
 }
 

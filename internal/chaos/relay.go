@@ -124,18 +124,19 @@ func (r *relay) connect() bool {
 	return true
 }
 
-// deliver sends a frame to the other side, unless its sender is cut off. The
-// descriptors stay the frame's.
-func (r *relay) deliver(f *frame) {
+// deliver sends a frame to the other side, unless its sender is cut off, and
+// reports whether it has. The descriptors stay the frame's.
+func (r *relay) deliver(f *frame) bool {
 	r.awaitGate(f.from)
 	r.mu.Lock()
 	cut, to := r.cut[f.from], r.ends[f.from.other()]
 	r.mu.Unlock()
 	if cut || to == nil {
 		r.note("relay: %s is dropped", f.name)
-		return
+		return false
 	}
 	r.send(f, to)
+	return true
 }
 
 func (r *relay) send(f *frame, to *scm.Conn) {

@@ -317,7 +317,7 @@ func (s *stage) heldByChild(p *process, stop string, pidfd bool) *process {
 			return nil
 		}
 		defer r.close()
-		r.handle = r.deliver
+		r.handle = func(f *frame) { r.deliver(f) }
 		candidate, err = s.start(sp, withConnection(theirs))
 		_ = theirs.Close()
 		r.run()
