@@ -236,7 +236,7 @@ func (a *attempt) handle(f *frame) {
 		a.goneFrom()
 	}
 	if f.name == "Hello" {
-		a.said = a.cell.moment == after || a.cell.fault == faultRepeated || a.cell.fault == faultDelayed || a.cell.fault == faultNone
+		a.said = a.cell.helloArrives()
 	}
 	switch a.cell.fault {
 	case faultKill, faultClose:
@@ -247,6 +247,19 @@ func (a *attempt) handle(f *frame) {
 	default:
 		a.disturb(f)
 		close(a.placed)
+	}
+}
+
+// helloArrives reports whether the predecessor of a cell about Hello gets it, so
+// that an attempt begins.
+func (c cell) helloArrives() bool {
+	switch c.fault {
+	case faultGarbage, faultMisplaced:
+		return false
+	case faultStop: // one that is woken finds it; of one that is frozen nothing comes in time
+		return c.moment == after || c.victim == predecessor
+	default:
+		return c.moment != before
 	}
 }
 
