@@ -131,7 +131,11 @@ type Config struct {
 	// that has failed, after a rollback, after a successor's death. While it
 	// returns an error it is called again, about once a second, and this process
 	// accepts nothing. A successor opens what is guarded when Ready has returned
-	// nil; neither is called for that.
+	// nil; neither is called for that. ctx ends after CommitTimeout, or when the
+	// next handoff needs the turn; a Resume that does not heed it holds up both.
+	//
+	// Neither may call Stop, nor change the registry, nor wait for somebody who
+	// does: both wait for the hook.
 	Suspend, Resume func(ctx context.Context) error
 	// DrainTimeout is how long this process may go on after Exit, so that no old
 	// code runs for ever: it ends the contexts of DrainContext. A process that was
@@ -190,8 +194,8 @@ type Config struct {
 	KeepClosed bool
 	// OnEvent gets every change of this process's state, and what it is due to,
 	// one at a time and in their order, in a goroutine of its own: it may block
-	// and call any method. What has not been delivered when the process exits is
-	// lost.
+	// and call any method. The first may come before New has returned. What has
+	// not been delivered when the process exits is lost.
 	OnEvent func(event Event)
 	// Logger gets what an operator should know of (default slog.Default).
 	Logger *slog.Logger

@@ -22,7 +22,8 @@
 //
 // # What it promises
 //
-//   - No old code keeps running after a successful upgrade.
+//   - No old code keeps running after a successful upgrade: what it has accepted
+//     it may finish, for as long as [Config.DrainTimeout] allows.
 //   - The successor has a grace period for its initialisation.
 //   - A crash before it is ready is fine: the predecessor never stopped serving.
 //   - A crash after it is ready is fine too, as long as its probation lasts: the

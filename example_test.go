@@ -13,7 +13,7 @@ import (
 // start it again, from whatever path, and it takes over.
 func Example() {
 	ctx := context.Background()
-	upg, err := crossfade.New(ctx, &crossfade.Config{Socket: "/run/app/control.sock"})
+	upg, err := crossfade.New(ctx, &crossfade.Config{Socket: "/tmp/app.sock"})
 	if err != nil {
 		log.Fatal(err)
 	}

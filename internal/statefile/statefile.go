@@ -116,6 +116,10 @@ func (w *Writer) Seal() (*scm.FD, error) {
 	}
 	w.err = ErrOver
 	if w.plain != nil {
+		// Some file systems say only now what could not be written.
+		if err := w.file.Close(); err != nil {
+			return nil, err
+		}
 		return scm.DupFD(w.plain)
 	}
 	if err := seal(w.file); err != nil {
