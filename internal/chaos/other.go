@@ -1,5 +1,6 @@
 //go:build !linux
 
+// Command chaos is the fault matrix; it needs Linux.
 package main
 
 import (
