@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -24,9 +25,9 @@ type attempt struct {
 	fresh  spec // of a process that starts when nobody owns
 	sides  [2]*process
 	relay  *relay
-	client *session // that the predecessor has accepted before
-	said   bool     // Hello has been delivered as it was; set before placed is closed
-	given  uint64   // the generation of a Welcome that was delivered; likewise
+	client *session      // that the predecessor has accepted before
+	said   atomic.Bool   // Hello has been delivered as it was
+	given  atomic.Uint64 // the generation of a Welcome that was delivered
 
 	placed chan struct{} // closed when the fault is over, as far as the harness has a part in it
 	found  bool          // the message has come; of the pump of its sender
@@ -194,7 +195,7 @@ func (a *attempt) direct(sspec spec) {
 	if _, err := a.sides[holder].expect(a.ctx, eventBreak); a.fail(err) {
 		return
 	}
-	a.said = true
+	a.said.Store(true)
 	if a.cell.want == outcomeFresh || a.cell.want == outcomeNobody {
 		a.goneFrom()
 	}
@@ -226,7 +227,7 @@ func (a *attempt) decide() {
 func (a *attempt) handle(f *frame) {
 	if f.name != a.cell.message || a.found {
 		if f.name == "Hello" {
-			a.said = true
+			a.said.Store(true)
 		}
 		a.deliver(f)
 		return
@@ -236,7 +237,7 @@ func (a *attempt) handle(f *frame) {
 		a.goneFrom()
 	}
 	if f.name == "Hello" {
-		a.said = a.cell.helloArrives()
+		a.said.Store(a.cell.helloArrives())
 	}
 	switch a.cell.fault {
 	case faultKill, faultClose:
@@ -267,7 +268,7 @@ func (c cell) helloArrives() bool {
 func (a *attempt) deliver(f *frame) {
 	m := new(pb.ServerMessage)
 	if a.relay.deliver(f) && f.name == "Welcome" && proto.Unmarshal(f.payload, m) == nil {
-		a.given = m.GetWelcome().GetGeneration()
+		a.given.Store(m.GetWelcome().GetGeneration())
 	}
 }
 
@@ -291,15 +292,16 @@ func (a *attempt) remove(f *frame) {
 		// side can look, as if both had been written at once.
 		if !a.fail(a.other().stop()) {
 			a.deliver(f)
-			a.takeOut()
+			a.takeOut(f)
 			a.fail(a.other().cont())
 		}
 		return
 	}
-	a.takeOut()
+	a.takeOut(f)
 }
 
-func (a *attempt) takeOut() {
+func (a *attempt) takeOut(f *frame) {
+	f.close() // before anybody can find that the harness has a copy
 	a.relay.cutOff(a.cell.victim)
 	// Nobody has accepted these but one who goes on.
 	a.load.queue(queuedClients)
@@ -434,7 +436,7 @@ func (a *attempt) predecessorOwns(reason string, status int) *process {
 			return nil
 		}
 	}
-	if a.said {
+	if a.said.Load() {
 		// Why it failed is in the log before anybody can see that it has.
 		if a.fail(p.expectLog(a.ctx, "the handoff failed")) {
 			return nil
@@ -531,7 +533,7 @@ func (a *attempt) startsAfresh() *process {
 	}
 	a.back()
 	// It keeps the generation of the attempt, if it has got one.
-	if want := fmt.Sprint(max(a.given, 1)); ready.Text != want {
+	if want := fmt.Sprint(max(a.given.Load(), 1)); ready.Text != want {
 		a.failf("a fresh start has generation %s instead of %s", ready.Text, want)
 	}
 	a.verify(s)

@@ -412,7 +412,8 @@ func (p *process) acceptedLocked(from, to int64) bool {
 			state, since = next, e.At
 		}
 	}
-	return accepts(state) && since <= to
+	// One that was ended may have been about to say that it resumes.
+	return (accepts(state) || p.released != 0 && acceptsUntil(state, handoff.StateOwner.String())) && since <= to
 }
 
 // mayHaveAccepted says why the process cannot have answered that client by the
