@@ -23,6 +23,7 @@ import (
 	"os/signal"
 	"regexp"
 	"runtime"
+	"syscall"
 	"time"
 )
 
@@ -76,7 +77,7 @@ func run() int {
 		fmt.Fprintf(os.Stderr, "chaos: %v\n", err)
 		return 2
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// Short: the paths of unix sockets begin with it.
 	dir, err := os.MkdirTemp("", "chaos")
