@@ -83,9 +83,10 @@ func (p *predecessor) probation(settled bool) {
 
 // standBy is what CommitAck leads to: the successor owns, and accepts.
 func (p *predecessor) standBy() {
+	p.server.closeControl()
 	p.server.service.Pause(p.unclaimed)
-	p.server.setState(StateProbation)
-	p.server.closeControl() // when the state keeps it from being opened again
+	p.server.setState(StateProbation) // which keeps it from being opened again
+	p.server.closeControl()           // if it was in between
 	p.tell(nil)
 }
 
