@@ -57,6 +57,24 @@ func (u *Upgrader) DrainContext(parent context.Context) (context.Context, contex
 	return ctx, func() { cancel(context.Canceled) }
 }
 
+// endDrainOf asks an older generation to end its drain now, and says how. Its
+// predecessor hears of it through their connection. Older ones know this process
+// only as one that may signal them.
+func (u *Upgrader) endDrainOf(ctx context.Context, generation uint64) (string, error) {
+	if generation == u.server.Generation() {
+		return "", fmt.Errorf("%w: generation %d owns the service: stop it instead", ErrWrongState, generation)
+	}
+	if u.taking != nil && u.taking.Predecessor().Generation == generation {
+		if !isClosed(u.settled) {
+			return "", fmt.Errorf("%w: generation %d stands by, and has not begun to drain: settle first", ErrWrongState, generation)
+		}
+		if u.taking.EndDrain(ctx) {
+			return fmt.Sprintf("generation %d was asked to end its drain", generation), nil
+		}
+	}
+	return u.older.EndDrain(generation)
+}
+
 // drainDeadline is when DrainTimeout is over, the zero time if there is none.
 // Exit is closed.
 func (u *Upgrader) drainDeadline() time.Time {

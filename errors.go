@@ -48,10 +48,12 @@ var (
 	ErrHandoffInProgress = errors.New("a handoff is being committed")
 	// ErrOutcomeUnknown: the caller stopped waiting for something that was
 	// already told to the other side and may still happen.
-	ErrOutcomeUnknown = errors.New("the outcome is not known yet")
+	ErrOutcomeUnknown = handoff.ErrOutcomeUnknown
 	// ErrOwnerUnknown: whether somebody owns the control path cannot be said,
 	// so nothing was bound. Never start afresh on it.
 	ErrOwnerUnknown = rendezvous.ErrOwnerUnknown
+	// ErrNoOwner: nobody owns the control path, which is certain.
+	ErrNoOwner = rendezvous.ErrNoOwner
 
 	// ErrBusy: another handoff is under way.
 	ErrBusy = handoff.ErrBusy
@@ -93,6 +95,18 @@ var (
 	ErrDescriptor = handoff.ErrDescriptor
 	// ErrProtocol: the other side broke the protocol.
 	ErrProtocol = handoff.ErrProtocol
+	// ErrFailed: the attempt that a [Controller] asked for has failed.
+	ErrFailed = handoff.ErrFailed
+	// ErrCancelled: the attempt was cancelled.
+	ErrCancelled = handoff.ErrCancelled
+	// ErrCommitted: the attempt has been committed and cannot be cancelled.
+	ErrCommitted = handoff.ErrCommitted
+	// ErrWrongState: the owner's state does not allow the request.
+	ErrWrongState = handoff.ErrWrongState
+	// ErrNotAllowed: the owner's configuration does not allow the request.
+	ErrNotAllowed = handoff.ErrNotAllowed
+	// ErrUnimplemented: the owner's version does not know the request.
+	ErrUnimplemented = handoff.ErrUnimplemented
 	// ErrLimit: a limit of the system is too low for what is handed over.
 	ErrLimit = handoff.ErrLimit
 )

@@ -506,9 +506,9 @@ func TestAnUpgradedProcessOnProbation(t *testing.T) {
 
 // told is an Event of another process.
 type told struct {
-	State     crossfade.State
-	Text      string
-	Successor *handoff.Process
+	State   crossfade.State
+	Text    string
+	Attempt *handoff.Attempt
 }
 
 func TestEventsTellWhatHappens(t *testing.T) {
@@ -541,8 +541,8 @@ func TestEventsTellWhatHappens(t *testing.T) {
 					t.Fatal(err)
 				}
 				got := event.State.String()
-				if event.Successor != nil {
-					got += fmt.Sprint(" ", event.Successor.PID)
+				if event.Attempt != nil {
+					got += fmt.Sprint(" ", event.Attempt.Successor.PID)
 				}
 				switch {
 				case errors.Is(e.Err, crossfade.ErrRolledBack):

@@ -1167,7 +1167,13 @@ func (s *service) config() *crossfade.Config {
 		cfg.AcceptSuccessor = func(context.Context, crossfade.Successor) error { return errors.New(spec.Refuse) }
 	}
 	if spec.Events {
-		cfg.OnEvent = func(e crossfade.Event) { s.emit("event", e.Err, e) }
+		cfg.OnEvent = func(e crossfade.Event) {
+			var err error
+			if e.Failure != nil {
+				err, e.Failure = e.Failure.Err, nil // an interface does not come back from JSON
+			}
+			s.emit("event", err, e)
+		}
 	}
 	if spec.Exclusive != "" {
 		s.exclusive = &exclusive{s: s, path: spec.Exclusive}

@@ -36,13 +36,15 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 	if u.cfg.Disabled {
 		return fmt.Errorf("crossfade: upgrade: handoffs are disabled: %w", errors.ErrUnsupported)
 	}
-	if err := u.upgrade(ctx); err != nil {
+	if err := u.upgrade(ctx, false); err != nil {
 		return fmt.Errorf("crossfade: upgrade: %w", err)
 	}
 	return nil
 }
 
-func (u *Upgrader) upgrade(ctx context.Context) error {
+// upgrade returns when the successor owns; with settled, when this process has
+// decided to retire.
+func (u *Upgrader) upgrade(ctx context.Context, settled bool) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -65,8 +67,10 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 		return err
 	}
 	_ = theirs.Close() // now, so that the end of the process is the end of the connection
-	err = attempt.Run(ctx, child.pid(), child.exited)
+	err = attempt.Run(ctx, child.pid(), child)
 	switch {
+	case err == nil && settled:
+		return attempt.Settled(ctx)
 	case err == nil:
 		return nil
 	case errors.As(err, new(*handoff.Error)), errors.As(err, new(*handoff.RefusedError)):
@@ -116,6 +120,16 @@ func (u *Upgrader) start(ctx context.Context, theirs *os.File) (*child, error) {
 
 func (c *child) pid() int { return c.cmd.Process.Pid }
 
+// Exited and Kill make it a [handoff.CandidateProcess].
+func (c *child) Exited() <-chan struct{} { return c.exited }
+
+func (c *child) Kill() error {
+	if err := c.cmd.Process.Kill(); !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
 // end returns when the process has ended.
 func (c *child) end() {
 	timer := time.NewTimer(reapGrace)
@@ -125,6 +139,6 @@ func (c *child) end() {
 		return
 	case <-timer.C:
 	}
-	_ = c.cmd.Process.Kill() // it may have exited meanwhile
+	_ = c.Kill()
 	<-c.exited
 }

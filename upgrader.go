@@ -102,8 +102,9 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	}
 	u.exclusive = exclusive.New(c.Suspend, c.Resume, c.CommitTimeout, c.Logger, u.exit)
 	u.server = handoff.NewServer(&handoff.ServerConfig{
-		Process: c.process(),
-		Service: service{u},
+		Process:  c.process(),
+		Service:  service{u},
+		Commands: commands{u},
 		Limits: handoff.Limits{
 			Hello: helloTimeout, Ready: c.ReadyTimeout, MaxReady: c.MaxReadyTimeout, Commit: c.CommitTimeout,
 			Probation: c.Probation, MaxProbation: c.MaxProbation,
@@ -285,6 +286,7 @@ func (u *Upgrader) Rollback(ctx context.Context, reason string) error {
 	if err := u.rollback(ctx, reason); err != nil {
 		return fmt.Errorf("crossfade: rollback: %w", err)
 	}
+	<-u.exit // which follows at once
 	return nil
 }
 
@@ -293,6 +295,31 @@ func (u *Upgrader) rollback(ctx context.Context, reason string) error {
 		return ErrSettled
 	}
 	return outcome(ctx, u.taking.Rollback(ctx, reason))
+}
+
+// commands is the Upgrader as controllers see it.
+type commands struct{ u *Upgrader }
+
+func (c commands) Upgrade(ctx context.Context, settled bool) error {
+	if c.u.cfg.Disabled {
+		return errors.ErrUnsupported
+	}
+	return c.u.upgrade(ctx, settled)
+}
+
+func (c commands) Settle(ctx context.Context) error { return c.u.settle(ctx) }
+
+func (c commands) Rollback(ctx context.Context, reason string) error {
+	return c.u.rollback(ctx, reason)
+}
+
+func (c commands) EndDrain(ctx context.Context, generation uint64) (string, error) {
+	return c.u.endDrainOf(ctx, generation)
+}
+
+func (c commands) Stop(reason string) {
+	c.u.log.Info("stopping, because a controller wishes so", "reason", reason)
+	go c.u.Stop() // it waits for the answer to the controller
 }
 
 // outcome gives the end of the caller's patience its name.

@@ -104,8 +104,8 @@ func (s *Server) serve(conn frames, peer *scm.Peer) {
 		closePeer(peer)
 		return
 	}
-	if peer != nil && peer.PID != 0 && peer.PID == p.who.PID {
-		l.watch(peer.Exited()) // certainly the candidate itself, not one that it works for
+	if p.process != nil {
+		l.watch(p.process.Exited())
 	}
 	s.untrack(conn)
 	go func() { // outlives Close: the connection is this process's lease (I2)
@@ -192,6 +192,7 @@ func (s *Server) admit(ctx context.Context, l *link, who Candidate) (*predecesso
 	for refusal == nil {
 		var p *predecessor
 		if p, refusal = s.begin(l, who); p != nil {
+			p.process = certain(who)
 			return p, nil
 		}
 		if refusal.GetCode() == pb.RefuseCode_REFUSE_CODE_BUSY && s.cleared() {
@@ -204,6 +205,15 @@ func (s *Server) admit(ctx context.Context, l *link, who Candidate) (*predecesso
 		return nil, errServed
 	}
 	return nil, refusedFromWire(refusal)
+}
+
+// certain returns the process of a candidate if it certainly is the candidate itself,
+// not one that works for it.
+func certain(who Candidate) CandidateProcess {
+	if who.Peer != nil && who.Peer.PID != 0 && who.Peer.PID == who.PID && who.Peer.Exited() != nil {
+		return who.Peer
+	}
+	return nil
 }
 
 // judge applies what does not pass by waiting: epoch, policy, the state of the
@@ -289,22 +299,7 @@ func (s *Server) serveController(ctx context.Context, l *link) error {
 		s.refuse(l, refusalOf(err))
 		return err
 	}
-	if request.GetStatus() == nil {
-		name := messageName(request)
-		return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Error{Error: &pb.Error{
-			Code: pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED, Reason: "this version does not implement " + name,
-		}}})
-	}
-	for _, page := range statusPages(s.Status(ctx)) {
-		if err := respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Status{Status: page}}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func respond(l *link, r *pb.ControlResponse) error {
-	return l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Control{Control: r}})
+	return s.answer(ctx, l, request)
 }
 
 // refuse answers a client that is turned away, if it can be answered.

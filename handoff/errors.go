@@ -57,6 +57,17 @@ var (
 	ErrRolledBack = errors.New("rolled back")
 	// ErrSettled: the decision to stay has been taken, and cannot be undone.
 	ErrSettled = errors.New("settled: the predecessor cannot come back")
+	// ErrFailed: the attempt that was asked for has failed.
+	ErrFailed = errors.New("the handoff failed")
+	// ErrCommitted: the attempt has been committed and cannot be cancelled.
+	ErrCommitted = errors.New("the handoff has been committed")
+	// ErrOutcomeUnknown: the caller stopped waiting for something that was
+	// already told to the other side and may still happen.
+	ErrOutcomeUnknown = errors.New("the outcome is not known yet")
+	// ErrWrongState: the state of the process does not allow the request.
+	ErrWrongState = errors.New("not possible now")
+	// ErrNotAllowed: the owner's configuration does not allow the request.
+	ErrNotAllowed = errors.New("not allowed by the owner's configuration")
 	// ErrAskAgain: what the attempt was refused for has passed: dial again.
 	ErrAskAgain = errors.New("the reason for the refusal has passed")
 )

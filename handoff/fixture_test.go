@@ -553,3 +553,10 @@ func hello() *pb.Hello {
 }
 
 var errBoom = errors.New("boom")
+
+// processOf is the process of a candidate that ends when exited is closed.
+type processOf <-chan struct{}
+
+func (p processOf) Exited() <-chan struct{} { return p }
+
+func (p processOf) Kill() error { return errors.ErrUnsupported }

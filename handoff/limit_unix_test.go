@@ -98,7 +98,7 @@ func TestALimitThatIsTooLow(t *testing.T) {
 		t.Fatal(err)
 	}
 	exited := make(chan struct{})
-	fate := sp.Run(t.Context(), cmd.Process.Pid, exited)
+	fate := sp.Run(t.Context(), cmd.Process.Pid, processOf(exited))
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("the successor: %v", err)
 	}

@@ -175,8 +175,8 @@ func (t *Taking) giveBack() (over bool) {
 	err = t.awaitResumed()
 	switch {
 	case err == nil:
+		r.end(nil) // first: who has asked is to be told before this process's part ends
 		t.out(stepYield, &gaveBackError{reason: r.reason})
-		r.end(nil)
 		return true
 	case errors.Is(err, errStop): // the end of this side makes the predecessor resume
 		t.err = &Error{Side: Successor, Step: stepResumed, Err: err}
@@ -284,7 +284,7 @@ func (t *Taking) Settle(ctx context.Context) error {
 }
 
 // Rollback gives the service back to the predecessor and returns nil once that
-// one owns again and Fail of the receiver was called. Errors: ErrNotReady before
+// one owns again; Fail of the receiver follows. Errors: ErrNotReady before
 // this process owns; ErrSettled if it is too late; ErrHook if Yield has failed,
 // after which this process owns as before; ErrLost if the predecessor has died
 // meanwhile, after which it owns, settled; ErrProtocol if the predecessor did not

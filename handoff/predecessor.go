@@ -87,6 +87,7 @@ type predecessor struct {
 	server     *Server
 	link       *link
 	who        Candidate
+	process    CandidateProcess // nil if it is not certain which it is
 	generation uint64
 	began      time.Time
 	offeredAt  time.Time // when the offer was begun: Progress is counted from here
@@ -100,6 +101,9 @@ type predecessor struct {
 	brokeAt    string // the step at which the connection broke after Commit
 
 	fate     chan error    // receives the fate once: nil at CommitAck; room for it, so that nobody need read
+	decided  chan struct{} // closed when the successor has settled, or the attempt has failed
+	verdict  error         // which of them; valid once decided is closed
+	aborted  chan struct{} // closed when the attempt has failed and is still in the way
 	released chan struct{} // closed when the attempt is no longer in anybody's way
 
 	// For status, under server.mu.
@@ -365,7 +369,8 @@ func (p *predecessor) fail(err error) {
 	if unwritten != nil {
 		p.server.log.Warn("Abort could not be written: no handoff before the candidate has gone", "successor", p.who.Process, "err", unwritten)
 		p.enter(stepDeaf, time.Time{})
-		p.tell(failure) // who has started the candidate may have to end it
+		p.tell(failure)  // who has started the candidate may have to end it
+		close(p.aborted) // as may who has cancelled it
 		if errors.Is(err, errStop) || p.link.deaf() != nil {
 			// This process is told to stop, and does not wait for it. The end of
 			// the connection, of which run takes care, may make the candidate own:
@@ -443,11 +448,29 @@ func (p *predecessor) enter(step string, deadline time.Time) {
 	p.step, p.stepEnds = step, deadline
 }
 
+// attemptLocked is this attempt as status and events show it, nil for none.
+func (p *predecessor) attemptLocked() *Attempt {
+	if p == nil {
+		return nil
+	}
+	a := &Attempt{Successor: p.who.Process, Step: p.step, Status: p.status, Began: p.began, Deadline: p.stepEnds}
+	a.Successor.Generation = p.generation
+	return a
+}
+
 // tell gives the fate to whoever triggered the attempt.
 func (p *predecessor) tell(err error) {
 	select {
 	case p.fate <- err:
 	default: // it was told before: what follows CommitAck is no longer its affair
+	}
+}
+
+// decide says what has become of the attempt for good.
+func (p *predecessor) decide(err error) {
+	if !isClosed(p.decided) {
+		p.verdict = err
+		close(p.decided)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,13 +35,16 @@ type Limits struct {
 // one of them has passed the check of credentials.
 const maxConnections = 128
 
-// ServerConfig is what [NewServer] needs. All fields but Accept and OnEvent are
-// required.
+// ServerConfig is what [NewServer] needs. All fields but Commands, Accept and
+// OnEvent are required.
 type ServerConfig struct {
 	// Process is this process; its Generation is set by Own and Inherit.
 	Process Process
 	// Service is what is handed over.
 	Service Service
+	// Commands is what controllers may have this process do. Nil: nothing but to
+	// cancel an attempt.
+	Commands Commands
 	// Limits are the deadlines.
 	Limits Limits
 	// Authorize decides by the kernel's credentials, before a byte is read,
@@ -59,13 +63,14 @@ type ServerConfig struct {
 // controllers, and drives one attempt at a time to take the service over. All
 // its methods may be called concurrently.
 type Server struct {
-	self    Process
-	service Service
-	limits  Limits
-	auth    func(*scm.Peer) error
-	policy  func(context.Context, Candidate) error
-	onEvent func(Event)
-	log     *slog.Logger
+	self     Process
+	service  Service
+	limits   Limits
+	auth     func(*scm.Peer) error
+	policy   func(context.Context, Candidate) error
+	commands Commands
+	onEvent  func(Event)
+	log      *slog.Logger
 
 	mu          sync.Mutex
 	state       State
@@ -77,12 +82,17 @@ type Server struct {
 	stopped     chan struct{} // made by the first Stop, closed when it has ended
 	last        uint64        // the highest generation that was given out
 	attempt     *predecessor  // in whose way every other attempt is
+	successor   *Process      // who owns while this process does not, nil if that is not known
+	cancelled   []string      // instances that must not own, the oldest first
+	owed        int           // answers that controllers wait for
+	paid        chan struct{} // closed when there are none, nil if nobody waits for that
 	retirement  *predecessor  // whose successor is told how the drain goes, nil for nobody
 	lastFailure *Failure
 	changed     chan struct{} // closed and replaced whenever a refusal may have passed
 	fd          *scm.FD       // the control listener, nil without one
 	control     *scm.Listener // what is accepted from, nil while closed
 	conns       map[frames]struct{}
+	watchers    watchers
 	wg          sync.WaitGroup // the accept loop and the connections without an attempt
 
 	finishOnce sync.Once
@@ -93,9 +103,9 @@ type Server struct {
 func NewServer(cfg *ServerConfig) *Server {
 	s := &Server{
 		self: cfg.Process, service: cfg.Service, limits: cfg.Limits,
-		auth: cfg.Authorize, policy: cfg.Accept, onEvent: cfg.OnEvent, log: cfg.Log,
+		auth: cfg.Authorize, policy: cfg.Accept, commands: cfg.Commands, onEvent: cfg.OnEvent, log: cfg.Log,
 		state: StateCandidate, since: time.Now(),
-		changed: make(chan struct{}), conns: make(map[frames]struct{}), finished: make(chan struct{}),
+		changed: make(chan struct{}), conns: make(map[frames]struct{}), watchers: make(watchers), finished: make(chan struct{}),
 	}
 	return s
 }
@@ -138,6 +148,9 @@ func (s *Server) SetSettling() { s.SetProbation(nil) }
 func (s *Server) Yield() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.probation != nil {
+		s.successor = &s.probation.Predecessor // once it has resumed
+	}
 	s.probation = nil
 	s.setStateLocked(StateYielding)
 }
@@ -297,13 +310,10 @@ func (s *Server) Status(ctx context.Context) *Status {
 	if s.state == StateYielding {
 		st.Warnings = append(st.Warnings, "rolled back, and waiting for the predecessor to own again")
 	}
-	if p := s.attempt; p != nil {
-		if p.step == stepDeaf {
-			st.Warnings = append(st.Warnings, "broken connection, ends when "+p.who.String()+" ends")
-		}
-		st.Attempt = &Attempt{Successor: p.who.Process, Step: p.step, Status: p.status, Began: p.began, Deadline: p.stepEnds}
-		st.Attempt.Successor.Generation = p.generation
+	if p := s.attempt; p != nil && p.step == stepDeaf {
+		st.Warnings = append(st.Warnings, "broken connection, ends when "+p.who.String()+" ends")
 	}
+	st.Attempt = s.attempt.attemptLocked()
 	return st
 }
 
@@ -348,6 +358,7 @@ func (s *Server) Finish() { s.finishOnce.Do(func() { close(s.finished) }) }
 // no attempt's. It returns when their goroutines have.
 func (s *Server) Close() {
 	s.closeControl()
+	s.payDebts()
 	s.mu.Lock()
 	s.stopping = true
 	s.fd = nil
@@ -389,16 +400,16 @@ func (s *Server) enterLocked(state State) bool {
 }
 
 // tellLocked tells of a change, for an attempt if it belongs to one.
-func (s *Server) tellLocked(text string, p *predecessor, err error) {
-	if s.onEvent == nil {
-		return
+func (s *Server) tellLocked(text string, p *predecessor, failure *Failure) {
+	event := s.eventLocked(text, p, failure)
+	if s.onEvent != nil {
+		s.onEvent(event)
 	}
-	event := Event{At: time.Now(), Process: s.self, State: s.state, Text: text, Err: err}
-	if p != nil {
-		who := p.who.Process
-		event.Successor = &who
-	}
-	s.onEvent(event)
+	s.watchers.tell(event)
+}
+
+func (s *Server) eventLocked(text string, p *predecessor, failure *Failure) Event {
+	return Event{At: time.Now(), Process: s.self, State: s.state, Text: text, Attempt: p.attemptLocked(), Failure: failure}
 }
 
 func (s *Server) notifyLocked() {
@@ -412,6 +423,9 @@ func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
 	older := s.service.Generations()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if who.Instance != "" && slices.Contains(s.cancelled, who.Instance) {
+		return nil, &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_CANCELLED, Reason: "whoever has started this process has cancelled it"}
+	}
 	if refusal := s.refusalLocked(older); refusal != nil {
 		return nil, refusal
 	}
@@ -420,6 +434,8 @@ func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
 	p := &predecessor{
 		server: s, link: l, who: who, generation: s.last, began: now, step: stepHello,
 		fate:     make(chan error, 1),
+		decided:  make(chan struct{}),
+		aborted:  make(chan struct{}),
 		released: make(chan struct{}),
 	}
 	p.who.Generation = s.last
@@ -522,14 +538,15 @@ func (s *Server) cleared() bool {
 // reads it in the log, finds that it does.
 func (s *Server) failed(p *predecessor, step string, err error) {
 	s.mu.Lock()
-	s.lastFailure = &Failure{Successor: p.who.Process, Step: step, Reason: sentence(err), At: time.Now()}
-	s.attempt = nil
+	s.lastFailure = &Failure{Successor: p.who.Process, Step: step, Reason: sentence(err), At: time.Now(), Err: err}
+	s.attempt, s.successor = nil, nil
 	s.enterLocked(StateOwner)
-	s.tellLocked("the handoff failed, this process goes on as the owner", p, err)
+	s.tellLocked("the handoff failed, this process goes on as the owner", p, s.lastFailure)
 	s.mu.Unlock()
 	s.log.Warn("the handoff failed, this process goes on as the owner", "successor", p.who.Process, "step", step, "err", err)
 	close(p.released)
 	p.tell(err)
+	p.decide(err)
 }
 
 // resuming makes this process the owner again, while it takes back what it needs
@@ -550,6 +567,15 @@ func (s *Server) left(p *predecessor) {
 	s.mu.Unlock()
 	s.log.Warn("stopping although the candidate could not be told: it may come to own the service", "successor", p.who.Process)
 	close(p.released)
+}
+
+// succeeded makes this process one that stands by its successor.
+func (s *Server) succeeded(p *predecessor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	who := p.attemptLocked().Successor
+	s.successor = &who
+	s.setStateLocked(StateProbation)
 }
 
 // drains makes this process one that drains and tells its successor how that

@@ -647,7 +647,7 @@ func TestSpawn(t *testing.T) {
 		fate := make(chan error, 1)
 		exited := make(chan struct{})
 		t.Cleanup(func() { close(exited); synctest.Wait() })
-		go func() { fate <- sp.Run(ctx, c.cfg.Process.PID, exited) }()
+		go func() { fate <- sp.Run(ctx, c.cfg.Process.PID, processOf(exited)) }()
 		return c, fate
 	}
 	undecided := func(t *testing.T, fate chan error) {
@@ -874,7 +874,7 @@ func TestSpawn(t *testing.T) {
 		go func() { owned <- o.server.Stop() }()
 		synctest.Wait()
 		c.dial(t.Context())
-		mustMatch(t, sp.Run(t.Context(), 0, nil), is(handoff.ErrStopping))
+		mustMatch(t, sp.Run(t.Context(), 0, processOf(nil)), is(handoff.ErrStopping))
 		if !<-owned {
 			t.Error("Stop says that this process was not the owner")
 		}
@@ -888,7 +888,7 @@ func TestSpawn(t *testing.T) {
 		}
 		exited := make(chan struct{})
 		fate := make(chan error, 1)
-		go func() { fate <- sp.Run(t.Context(), 33, exited) }()
+		go func() { fate <- sp.Run(t.Context(), 33, processOf(exited)) }()
 		p := &player{t: t, end: c.pipe.client}
 		p.say(hello(), prepared, pageAck(1), received)
 		close(exited)
@@ -904,7 +904,7 @@ func TestSpawn(t *testing.T) {
 		}
 		exited := make(chan struct{})
 		fate := make(chan error, 1)
-		go func() { fate <- sp.Run(t.Context(), 44, exited) }() // a wrapper, which by-hand's 33 is not
+		go func() { fate <- sp.Run(t.Context(), 44, processOf(exited)) }() // a wrapper, which by-hand's 33 is not
 		p := &player{t: t, end: c.pipe.client}
 		p.say(hello(), prepared, pageAck(1), received)
 		close(exited)

@@ -141,7 +141,7 @@ func onlyLaterVersions(t *testing.T) {
 		}
 		p := &player{t: t, end: c.pipe.client}
 		fate := make(chan error, 1)
-		go func() { fate <- sp.Run(t.Context(), 33, nil) }()
+		go func() { fate <- sp.Run(t.Context(), 33, processOf(nil)) }()
 		synctest.Wait()
 		p.say(later)
 		mustMatch(t, <-fate, is(handoff.ErrIncompatible), "version 1", "[7 8]")

@@ -8,6 +8,14 @@ import (
 	"github.com/crossfade-go/crossfade/scm"
 )
 
+// CandidateProcess is the process of a candidate.
+type CandidateProcess interface {
+	// Exited is closed when it has exited.
+	Exited() <-chan struct{}
+	// Kill ends it at once, and no other.
+	Kill() error
+}
+
 // Spawned is the attempt of a process that the owner has started itself.
 type Spawned struct {
 	p *predecessor
@@ -40,13 +48,13 @@ func (sp *Spawned) Abandon(err error) {
 }
 
 // Run drives the attempt and returns its fate: nil as soon as the successor
-// owns, after which the rest goes on by itself. pid is the process that was
-// started, and exited is closed when it has been reaped. When ctx ends before
-// Commit the attempt is aborted; after it, Run returns ctx's cause, and what
-// became of the attempt is not known.
-func (sp *Spawned) Run(ctx context.Context, pid int, exited <-chan struct{}) error {
+// owns, after which the rest goes on by itself. pid is the one of the process that
+// was started. When ctx ends before Commit the attempt is aborted; after it, Run
+// returns ctx's cause, and what became of the attempt is not known.
+func (sp *Spawned) Run(ctx context.Context, pid int, process CandidateProcess) error {
 	p := sp.p
-	go p.spawned(pid, exited)
+	p.process = process
+	go p.spawned(pid)
 	select {
 	case err := <-p.fate:
 		return err
@@ -73,9 +81,20 @@ func (sp *Spawned) Run(ctx context.Context, pid int, exited <-chan struct{}) err
 	}
 }
 
+// Settled returns nil when this process has decided to retire, after Run has: its
+// program has not heard of it yet. An error says that it owns again, or was stopped.
+func (sp *Spawned) Settled(ctx context.Context) error {
+	select {
+	case <-sp.p.decided:
+		return sp.p.verdict
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, context.Cause(ctx))
+	}
+}
+
 // spawned reads the Hello of a process that this one has started, and goes on
 // as with any other.
-func (p *predecessor) spawned(pid int, exited <-chan struct{}) {
+func (p *predecessor) spawned(pid int) {
 	defer p.link.close()
 	s := p.server
 	limit := s.limits.Ready
@@ -94,7 +113,7 @@ func (p *predecessor) spawned(pid int, exited <-chan struct{}) {
 		p.who = who
 		s.mu.Unlock()
 		if who.PID == pid {
-			p.link.watch(exited)
+			p.link.watch(p.process.Exited())
 		}
 		if refusal := s.judge(ctx, who); refusal != nil {
 			s.refuse(p.link, refusal)

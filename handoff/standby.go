@@ -85,8 +85,8 @@ func (p *predecessor) probation(settled bool) {
 func (p *predecessor) standBy() {
 	p.server.closeControl()
 	p.server.service.Pause(p.unclaimed)
-	p.server.setState(StateProbation) // which keeps it from being opened again
-	p.server.closeControl()           // if it was in between
+	p.server.succeeded(p)   // which keeps it from being opened again
+	p.server.closeControl() // if it was in between
 	p.tell(nil)
 }
 
@@ -111,6 +111,8 @@ func (p *predecessor) retire() {
 		return
 	}
 	p.server.drains(p) // before the program hears of it
+	p.decide(nil)
+	p.server.payDebts() // the program may exit as soon as it does
 	p.server.service.Retire()
 	p.server.retired(p)
 	p.drain()
@@ -209,6 +211,7 @@ func (p *predecessor) leave() {
 	p.server.service.Retire()
 	p.server.retired(p)
 	p.tell(errStop)
+	p.decide(errStop)
 }
 
 // rolledBackError is why a predecessor resumed although its successor lives.

@@ -340,6 +340,30 @@ func refusedFromWire(w *pb.Refuse) *RefusedError {
 	return e
 }
 
+// EndDrain asks the predecessor, which has retired, to end its drain now. It reports
+// false if it has not retired, or has gone.
+func (t *Taking) EndDrain(ctx context.Context) bool {
+	asked := make(chan bool, 1) // room, for nobody may read it
+	queued := t.link.post(func() error {
+		able := isClosed(t.settled) && !t.broken && !t.gone
+		if able {
+			t.send(&pb.ClientMessage{Message: &pb.ClientMessage_EndDrain{EndDrain: &pb.EndDrain{}}})
+		}
+		asked <- able
+		return nil
+	})
+	if !queued {
+		return false
+	}
+	select {
+	case able := <-asked:
+		return able
+	case <-t.done:
+	case <-ctx.Done():
+	}
+	return false
+}
+
 // Generation returns the generation of this attempt.
 func (t *Taking) Generation() uint64 { return t.generation }
 

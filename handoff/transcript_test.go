@@ -383,7 +383,7 @@ func (s *stage) open(client bool) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		go func() { _ = sp.Run(s.t.Context(), 22, nil) }() // its fate is the state's
+		go func() { _ = sp.Run(s.t.Context(), 22, processOf(nil)) }() // its fate is the state's
 	default:
 		go s.owner.server.Serve(pipe.server, nil)
 	}

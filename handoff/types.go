@@ -333,12 +333,12 @@ type Status struct {
 
 // Event is a change in a process's part.
 type Event struct {
-	At        time.Time
-	Process   Process
-	State     State    // from now on
-	Text      string   // what has happened, one sentence
-	Successor *Process // of the attempt that it belongs to, or nil
-	Err       error    // why that attempt has failed, nil if it has not
+	At      time.Time
+	Process Process
+	State   State    // from now on
+	Text    string   // what has happened, one sentence
+	Attempt *Attempt // that it belongs to, or nil
+	Failure *Failure // how that attempt has failed, nil if it has not
 }
 
 // Attempt is a handoff that has not ended.
@@ -356,4 +356,5 @@ type Failure struct {
 	Step      string
 	Reason    string
 	At        time.Time
+	Err       error // the same for errors.Is; nil if another process has told
 }

@@ -280,21 +280,98 @@ func statusToWire(s *Status) *pb.StatusReply {
 	for _, g := range s.Draining {
 		w.Draining = append(w.Draining, generationToWire(g))
 	}
-	if a := s.Attempt; a != nil {
-		w.Attempt = &pb.Attempt{Successor: processToWire(a.Successor), Step: a.Step, Status: a.Status, Since: ago(a.Began)}
-		if !a.Deadline.IsZero() {
-			w.Attempt.Remaining = durationpb.New(time.Until(a.Deadline))
-		}
-	}
+	w.Attempt = attemptToWire(s.Attempt)
 	if p := s.Probation; p != nil {
 		w.Probation = &pb.Probation{
 			Predecessor: processToWire(p.Predecessor), Remaining: durationpb.New(time.Until(p.Until)), AtEnd: probationEndToWire(p.AtEnd),
 		}
 	}
-	if f := s.LastFailure; f != nil {
-		w.LastFailure = &pb.Failure{Successor: processToWire(f.Successor), Step: f.Step, Reason: oneLine(f.Reason), Ago: ago(f.At)}
+	w.LastFailure = failureToWire(s.LastFailure)
+	return w
+}
+
+func attemptToWire(a *Attempt) *pb.Attempt {
+	if a == nil {
+		return nil
+	}
+	w := &pb.Attempt{Successor: processToWire(a.Successor), Step: a.Step, Status: a.Status, Since: ago(a.Began)}
+	if !a.Deadline.IsZero() {
+		w.Remaining = durationpb.New(time.Until(a.Deadline))
 	}
 	return w
+}
+
+func attemptFromWire(w *pb.Attempt) *Attempt {
+	if w == nil {
+		return nil
+	}
+	a := &Attempt{
+		Successor: processFromWire(w.GetSuccessor()), Step: printable(w.GetStep()),
+		Status: printable(w.GetStatus()), Began: before(w.GetSince()),
+	}
+	if w.GetRemaining() != nil {
+		a.Deadline = after(w.GetRemaining())
+	}
+	return a
+}
+
+func failureToWire(f *Failure) *pb.Failure {
+	if f == nil {
+		return nil
+	}
+	return &pb.Failure{Successor: processToWire(f.Successor), Step: f.Step, Reason: oneLine(f.Reason), Ago: ago(f.At)}
+}
+
+func failureFromWire(w *pb.Failure) *Failure {
+	if w == nil {
+		return nil
+	}
+	return &Failure{
+		Successor: processFromWire(w.GetSuccessor()), Step: printable(w.GetStep()),
+		Reason: printable(w.GetReason()), At: before(w.GetAgo()),
+	}
+}
+
+func eventToWire(e Event) *pb.Event {
+	return &pb.Event{
+		Process: processToWire(e.Process), State: pb.State(e.State), Text: oneLine(e.Text),
+		Attempt: attemptToWire(e.Attempt), Failure: failureToWire(e.Failure),
+	}
+}
+
+// eventFromWire takes an event for one of this moment.
+func eventFromWire(w *pb.Event) Event {
+	return Event{
+		At: time.Now(), Process: processFromWire(w.GetProcess()), State: State(known(w.GetState(), stateNames[:])),
+		Text: printable(w.GetText()), Attempt: attemptFromWire(w.GetAttempt()), Failure: failureFromWire(w.GetFailure()),
+	}
+}
+
+func outcomeFromWire(w *pb.Outcome) *Outcome {
+	return &Outcome{
+		Text: printable(w.GetReason()), State: State(known(w.GetState(), stateNames[:])),
+		Serving: optionalProcess(w.GetServing()), Who: optionalProcess(w.GetWho()),
+	}
+}
+
+func optionalProcess(w *pb.Process) *Process {
+	if w == nil {
+		return nil
+	}
+	p := processFromWire(w)
+	return &p
+}
+
+func rehearsalFromWire(w *pb.CheckReply) *Rehearsal {
+	r := &Rehearsal{
+		Descriptors: int(w.GetTotal()),
+		Ready:       durationFromWire(w.GetReadyTimeout()), MaxReady: durationFromWire(w.GetMaxReadyTimeout()),
+		Commit: durationFromWire(w.GetCommitTimeout()), Probation: durationFromWire(w.GetProbation()),
+	}
+	if w.GetRefuse() != nil {
+		r.Refusal = refusedFromWire(w.GetRefuse())
+	}
+	return r
 }
 
 // statusPages are the frames of a status: everything but descriptors in the
@@ -329,27 +406,14 @@ func (s *Status) addPage(w *pb.StatusReply) {
 		for _, g := range w.GetDraining() {
 			s.Draining = append(s.Draining, generationFromWire(g))
 		}
-		if a := w.GetAttempt(); a != nil {
-			s.Attempt = &Attempt{
-				Successor: processFromWire(a.GetSuccessor()), Step: printable(a.GetStep()),
-				Status: printable(a.GetStatus()), Began: before(a.GetSince()),
-			}
-			if a.GetRemaining() != nil {
-				s.Attempt.Deadline = after(a.GetRemaining())
-			}
-		}
+		s.Attempt = attemptFromWire(w.GetAttempt())
 		if p := w.GetProbation(); p != nil {
 			s.Probation = &Probation{
 				Predecessor: processFromWire(p.GetPredecessor()), Until: after(p.GetRemaining()),
 				AtEnd: probationEndFromWire(p.GetAtEnd()),
 			}
 		}
-		if f := w.GetLastFailure(); f != nil {
-			s.LastFailure = &Failure{
-				Successor: processFromWire(f.GetSuccessor()), Step: printable(f.GetStep()),
-				Reason: printable(f.GetReason()), At: before(f.GetAgo()),
-			}
-		}
+		s.LastFailure = failureFromWire(w.GetLastFailure())
 	}
 	for _, d := range w.GetDescriptors() {
 		s.Descriptors = append(s.Descriptors, DescriptorStatus{

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"syscall"
 )
 
 // ErrNotProcess says that a descriptor is no pidfd.
@@ -89,17 +90,17 @@ func (f *FD) CheckPidfd() error {
 	return checkErr
 }
 
-// Kill ends the process that the pidfd f names, with SIGKILL, unless it is this
+// Signal sends a signal to the process that the pidfd f names, unless it is this
 // one. pidfd_send_signal(2). An error that matches [os.ErrProcessDone] says that
 // it has ended already, one that matches [os.ErrPermission] that this process
 // may not. A process of a pid namespace that is not this one or below it cannot
 // be signalled: EINVAL. Like any signal it is sent before it is delivered.
-func (f *FD) Kill() error {
-	var killErr error
-	if err := f.Control(func(fd uintptr) { killErr = kill(int(fd)) }); err != nil {
+func (f *FD) Signal(s syscall.Signal) error {
+	var signalErr error
+	if err := f.Control(func(fd uintptr) { signalErr = signal(int(fd), s) }); err != nil {
 		return err
 	}
-	return killErr
+	return signalErr
 }
 
 // Connection is an established stream connection of this process.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,7 +27,7 @@ func checkPidfd(fd int) error {
 	return nil
 }
 
-func kill(fd int) error {
+func signal(fd int, s syscall.Signal) error {
 	own, err := namesSelf(fd)
 	switch {
 	case err != nil:
@@ -34,7 +35,7 @@ func kill(fd int) error {
 	case own:
 		return fmt.Errorf("the pidfd is this process's own: %w", os.ErrPermission)
 	}
-	err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	err = unix.PidfdSendSignal(fd, s, nil, 0)
 	switch {
 	case errors.Is(err, unix.ESRCH):
 		return os.ErrProcessDone

@@ -45,7 +45,7 @@ func init() {
 		if err := fds[0].CheckPidfd(); err != nil {
 			return err
 		}
-		if err := fds[0].Kill(); !errors.Is(err, unix.EINVAL) {
+		if err := fds[0].Signal(unix.SIGKILL); !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("Kill: %w, want EINVAL", err)
 		}
 		return nil
@@ -106,7 +106,7 @@ func TestPidfdOfAnotherNamespace(t *testing.T) {
 	}
 
 	// From the one above it.
-	if err := pidfd.Kill(); err != nil {
+	if err := pidfd.Signal(syscall.SIGKILL); err != nil {
 		t.Fatalf("Kill: %v", err)
 	}
 	if _, _, err := ours.Receive(ctx, 0); !errors.Is(err, io.EOF) {
@@ -116,7 +116,7 @@ func TestPidfdOfAnotherNamespace(t *testing.T) {
 	if w, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || w.Signal() != syscall.SIGKILL {
 		t.Errorf("it ended with %v", cmd.ProcessState)
 	}
-	if err := pidfd.Kill(); !errors.Is(err, os.ErrProcessDone) {
+	if err := pidfd.Signal(syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("Kill of what has ended: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"syscall"
 )
 
 func ownPidfd() (int, error) {
@@ -15,7 +16,7 @@ func ownPidfd() (int, error) {
 // checkPidfd is asked about what another process claims to be a pidfd.
 func checkPidfd(int) error { return ErrNotProcess }
 
-func kill(int) error { return ErrNotProcess }
+func signal(int, syscall.Signal) error { return ErrNotProcess }
 
 func connections([]Identity) ([]Connection, error) {
 	return nil, fmt.Errorf("listing connections on %s: %w", runtime.GOOS, errors.ErrUnsupported)

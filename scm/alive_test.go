@@ -155,14 +155,14 @@ func TestPidfd(t *testing.T) {
 	if err := own.CheckPidfd(); err != nil {
 		t.Errorf("CheckPidfd of one's own: %v", err)
 	}
-	if err := own.Kill(); !errors.Is(err, os.ErrPermission) {
+	if err := own.Signal(syscall.SIGKILL); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("Kill of oneself: %v", err)
 	}
 	watched, _ := alive(t)
 	if err := watched.CheckPidfd(); !errors.Is(err, scm.ErrNotProcess) {
 		t.Errorf("CheckPidfd of a pipe: %v", err)
 	}
-	if err := watched.Kill(); !errors.Is(err, scm.ErrNotProcess) {
+	if err := watched.Signal(syscall.SIGKILL); !errors.Is(err, scm.ErrNotProcess) {
 		t.Errorf("Kill of a pipe: %v", err)
 	}
 }

@@ -1,9 +1,11 @@
 package scm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
+	"syscall"
 )
 
 // Peer is the process at the other end of a connection, as the kernel recorded
@@ -55,6 +57,27 @@ func (p *Peer) watch(pidfd *os.File, exited, done chan struct{}) {
 	if awaitExit(pidfd) == nil {
 		close(exited)
 	}
+}
+
+// Kill ends the process with SIGKILL, and certainly no other, whatever has become
+// of its number. Errors are those of [FD.Signal]; one that matches
+// [errors.ErrUnsupported] says that the kernel gives no pidfd of a peer, or that
+// Close came first.
+func (p *Peer) Kill() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd == nil {
+		return fmt.Errorf("no pidfd of the peer: %w", errors.ErrUnsupported)
+	}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var killErr error
+	if err := raw.Control(func(fd uintptr) { killErr = signal(int(fd), syscall.SIGKILL) }); err != nil {
+		return err
+	}
+	return killErr
 }
 
 // Close releases what Exited needs, and waits for its goroutine. Further calls

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
@@ -449,12 +450,33 @@ func (gs *List) endLocked(g *generation) {
 	case g.pidfd == nil:
 		log.Warn("an older generation is overdue and cannot be ended: there is no pidfd of it that can be trusted")
 	default:
-		if err := g.pidfd.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := g.pidfd.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			log.Error("an older generation is overdue and cannot be ended", "err", err)
 			return
 		}
 		log.Warn("an older generation was overdue and has been killed (Config.KillOverdue)")
 	}
+}
+
+// EndDrain asks a generation that drains to end, by SIGTERM, and says so. What that
+// means is its program's affair.
+func (gs *List) EndDrain(number uint64) (string, error) {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	g := gs.findLocked(number)
+	switch {
+	case g == nil, g.alive != nil && g.alive.HungUp():
+		return fmt.Sprintf("generation %d has gone", number), nil
+	case !gs.cfg.Kill:
+		return "", fmt.Errorf("%w: generation %d is not the owner's own predecessor, and Config.KillOverdue is not set: signal it yourself, %v",
+			handoff.ErrNotAllowed, number, g.Process)
+	case g.pidfd == nil:
+		return "", fmt.Errorf("%w: there is no pidfd of generation %d that can be trusted: signal it yourself, %v", handoff.ErrNotAllowed, number, g.Process)
+	}
+	if err := g.pidfd.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return "", fmt.Errorf("%w: generation %d cannot be signalled: %w", handoff.ErrNotAllowed, number, err)
+	}
+	return fmt.Sprintf("generation %d was sent SIGTERM", number), nil
 }
 
 // Forget closes what an attempt has received of which nothing came.

@@ -11,6 +11,9 @@ var (
 	// nothing was bound. Never start afresh on it. See [UnknownError].
 	ErrOwnerUnknown = errors.New("owner unknown")
 
+	// ErrNoOwner says that nobody owns the path, for certain.
+	ErrNoOwner = errors.New("there is no owner")
+
 	// ErrControlLost says that another file has taken the place of the
 	// claim's socket or lock. The process may go on serving, but it must hand
 	// over to nobody. See [LostError].

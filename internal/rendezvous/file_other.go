@@ -9,6 +9,8 @@ const supported = false
 
 func takeLock(Place) (*scm.FD, error) { return nil, errUnsupported }
 
+func lockFree(Place) error { return errUnsupported }
+
 func flock(*scm.FD) error { return errUnsupported }
 
 func bind(Place) (*scm.FD, inode, error) { return nil, inode{}, errUnsupported }

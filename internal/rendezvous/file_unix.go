@@ -56,6 +56,33 @@ func takeLock(p Place) (*scm.FD, error) {
 	return fd, nil
 }
 
+// lockFree returns nil if nobody holds p's lock, which it takes for an instant to
+// find out: who comes then tries again. It makes no file.
+func lockFree(p Place) error {
+	path := p.lockPath()
+	num, err := open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return unknown(p, explain(err, path))
+	}
+	fd := scm.NewFD(num)
+	defer fd.Close()
+	mine, err := checkLockFile(fd, path)
+	if err != nil {
+		return unknown(p, err)
+	}
+	var held *retryError
+	if err := flock(fd); errors.As(err, &held) {
+		held.lock = mine.inode
+		return err
+	} else if err != nil {
+		return unknown(p, fmt.Errorf("lock %s: %w", path, err))
+	}
+	return nil
+}
+
 // openLock opens the lock file and makes it if need be. The two are separate
 // system calls because O_CREAT on another user's file in a sticky directory is
 // refused (fs.protected_regular, Linux 4.19).

@@ -47,6 +47,31 @@ func Find(ctx context.Context, p Place) (*scm.Conn, *Claim, error) {
 	return conn, claim, err
 }
 
+// Reach connects to the owner of p for somebody who wants nothing of it but an
+// answer. [ErrNoOwner] says that nobody owns p: nothing listens there, and its lock
+// is free. Otherwise it is like [Find]; nothing is made, nor changed.
+func Reach(ctx context.Context, p Place) (*scm.Conn, error) {
+	p, err := p.resolve()
+	if err != nil {
+		return nil, err
+	}
+	var conn *scm.Conn
+	err = retry(ctx, p, func() (err error) {
+		if conn, err = look(ctx, p); !errors.Is(err, errNobody) {
+			return err
+		}
+		if err = lockFree(p); err != nil {
+			return err
+		}
+		// The owner may have come between the two looks.
+		if conn, err = look(ctx, p); errors.Is(err, errNobody) {
+			err = fmt.Errorf("%w of %s", ErrNoOwner, p.Path)
+		}
+		return err
+	})
+	return conn, err
+}
+
 func findOnce(ctx context.Context, p Place) (*scm.Conn, *Claim, error) {
 	conn, err := look(ctx, p)
 	if !errors.Is(err, errNobody) {

@@ -641,6 +641,87 @@ func (Origin) EnumDescriptor() ([]byte, []int) {
 	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{8}
 }
 
+// OutcomeCode says why a command did not do what was asked.
+type OutcomeCode int32
+
+const (
+	// Not set: the reason says it all.
+	OutcomeCode_OUTCOME_CODE_UNSPECIFIED OutcomeCode = 0
+	// Something is in the way that passes: `who` names it.
+	OutcomeCode_OUTCOME_CODE_BUSY OutcomeCode = 1
+	// The attempt failed.
+	OutcomeCode_OUTCOME_CODE_FAILED OutcomeCode = 2
+	// The attempt took too long.
+	OutcomeCode_OUTCOME_CODE_TIMEOUT OutcomeCode = 3
+	// The successor has owned and has given the service back, or died.
+	OutcomeCode_OUTCOME_CODE_ROLLED_BACK OutcomeCode = 4
+	// The attempt was cancelled.
+	OutcomeCode_OUTCOME_CODE_CANCELLED OutcomeCode = 5
+	// Policy, epoch or version speak against the successor.
+	OutcomeCode_OUTCOME_CODE_REFUSED OutcomeCode = 6
+	// It may still happen.
+	OutcomeCode_OUTCOME_CODE_UNKNOWN OutcomeCode = 7
+	// The owner is settled: nothing can be given back.
+	OutcomeCode_OUTCOME_CODE_SETTLED OutcomeCode = 8
+	// The attempt has been committed and cannot be cancelled any more.
+	OutcomeCode_OUTCOME_CODE_COMMITTED OutcomeCode = 9
+)
+
+// Enum value maps for OutcomeCode.
+var (
+	OutcomeCode_name = map[int32]string{
+		0: "OUTCOME_CODE_UNSPECIFIED",
+		1: "OUTCOME_CODE_BUSY",
+		2: "OUTCOME_CODE_FAILED",
+		3: "OUTCOME_CODE_TIMEOUT",
+		4: "OUTCOME_CODE_ROLLED_BACK",
+		5: "OUTCOME_CODE_CANCELLED",
+		6: "OUTCOME_CODE_REFUSED",
+		7: "OUTCOME_CODE_UNKNOWN",
+		8: "OUTCOME_CODE_SETTLED",
+		9: "OUTCOME_CODE_COMMITTED",
+	}
+	OutcomeCode_value = map[string]int32{
+		"OUTCOME_CODE_UNSPECIFIED": 0,
+		"OUTCOME_CODE_BUSY":        1,
+		"OUTCOME_CODE_FAILED":      2,
+		"OUTCOME_CODE_TIMEOUT":     3,
+		"OUTCOME_CODE_ROLLED_BACK": 4,
+		"OUTCOME_CODE_CANCELLED":   5,
+		"OUTCOME_CODE_REFUSED":     6,
+		"OUTCOME_CODE_UNKNOWN":     7,
+		"OUTCOME_CODE_SETTLED":     8,
+		"OUTCOME_CODE_COMMITTED":   9,
+	}
+)
+
+func (x OutcomeCode) Enum() *OutcomeCode {
+	p := new(OutcomeCode)
+	*p = x
+	return p
+}
+
+func (x OutcomeCode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OutcomeCode) Descriptor() protoreflect.EnumDescriptor {
+	return file_crossfade_handoff_v1_handoff_proto_enumTypes[9].Descriptor()
+}
+
+func (OutcomeCode) Type() protoreflect.EnumType {
+	return &file_crossfade_handoff_v1_handoff_proto_enumTypes[9]
+}
+
+func (x OutcomeCode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OutcomeCode.Descriptor instead.
+func (OutcomeCode) EnumDescriptor() ([]byte, []int) {
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{9}
+}
+
 // ErrorCode says why a request could not be served.
 type ErrorCode int32
 
@@ -686,11 +767,11 @@ func (x ErrorCode) String() string {
 }
 
 func (ErrorCode) Descriptor() protoreflect.EnumDescriptor {
-	return file_crossfade_handoff_v1_handoff_proto_enumTypes[9].Descriptor()
+	return file_crossfade_handoff_v1_handoff_proto_enumTypes[10].Descriptor()
 }
 
 func (ErrorCode) Type() protoreflect.EnumType {
-	return &file_crossfade_handoff_v1_handoff_proto_enumTypes[9]
+	return &file_crossfade_handoff_v1_handoff_proto_enumTypes[10]
 }
 
 func (x ErrorCode) Number() protoreflect.EnumNumber {
@@ -699,7 +780,7 @@ func (x ErrorCode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ErrorCode.Descriptor instead.
 func (ErrorCode) EnumDescriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{9}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{10}
 }
 
 // ClientMessage is what the side that dialled may send.
@@ -3080,6 +3161,7 @@ type ControlRequest struct {
 	//	*ControlRequest_Rollback
 	//	*ControlRequest_EndDrain
 	//	*ControlRequest_Stop
+	//	*ControlRequest_Check
 	Request       isControlRequest_Request `protobuf_oneof:"request"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3194,6 +3276,15 @@ func (x *ControlRequest) GetStop() *StopRequest {
 	return nil
 }
 
+func (x *ControlRequest) GetCheck() *CheckRequest {
+	if x != nil {
+		if x, ok := x.Request.(*ControlRequest_Check); ok {
+			return x.Check
+		}
+	}
+	return nil
+}
+
 type isControlRequest_Request interface {
 	isControlRequest_Request()
 }
@@ -3238,6 +3329,11 @@ type ControlRequest_Stop struct {
 	Stop *StopRequest `protobuf:"bytes,8,opt,name=stop,proto3,oneof"`
 }
 
+type ControlRequest_Check struct {
+	// Would you hand over, and what?
+	Check *CheckRequest `protobuf:"bytes,9,opt,name=check,proto3,oneof"`
+}
+
 func (*ControlRequest_Status) isControlRequest_Request() {}
 
 func (*ControlRequest_Watch) isControlRequest_Request() {}
@@ -3253,6 +3349,8 @@ func (*ControlRequest_Rollback) isControlRequest_Request() {}
 func (*ControlRequest_EndDrain) isControlRequest_Request() {}
 
 func (*ControlRequest_Stop) isControlRequest_Request() {}
+
+func (*ControlRequest_Check) isControlRequest_Request() {}
 
 // StatusRequest asks for one StatusReply, in as many pages as it needs.
 type StatusRequest struct {
@@ -3391,7 +3489,10 @@ type CancelRequest struct {
 	// allows it.
 	Kill bool `protobuf:"varint,1,opt,name=kill,proto3" json:"kill,omitempty"`
 	// Why, for the candidate's error.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Only an attempt of this instance, which is refused from now on too; empty:
+	// whichever is under way.
+	Instance      string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3436,6 +3537,13 @@ func (x *CancelRequest) GetKill() bool {
 func (x *CancelRequest) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *CancelRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
 	}
 	return ""
 }
@@ -3615,6 +3723,80 @@ func (x *StopRequest) GetReason() string {
 	return ""
 }
 
+// CheckRequest is the rehearsal of a handoff: the server decides as it would on
+// a Hello, and nothing begins.
+type CheckRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who would take over; its instance may be empty.
+	Successor *Process `protobuf:"bytes,1,opt,name=successor,proto3" json:"successor,omitempty"`
+	// As in Hello.
+	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	// As in Hello.
+	Probation *durationpb.Duration `protobuf:"bytes,3,opt,name=probation,proto3" json:"probation,omitempty"`
+	// As in Hello.
+	AtProbationEnd ProbationEnd `protobuf:"varint,4,opt,name=at_probation_end,json=atProbationEnd,proto3,enum=crossfade.handoff.v1.ProbationEnd" json:"at_probation_end,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CheckRequest) Reset() {
+	*x = CheckRequest{}
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckRequest) ProtoMessage() {}
+
+func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
+func (*CheckRequest) Descriptor() ([]byte, []int) {
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *CheckRequest) GetSuccessor() *Process {
+	if x != nil {
+		return x.Successor
+	}
+	return nil
+}
+
+func (x *CheckRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *CheckRequest) GetProbation() *durationpb.Duration {
+	if x != nil {
+		return x.Probation
+	}
+	return nil
+}
+
+func (x *CheckRequest) GetAtProbationEnd() ProbationEnd {
+	if x != nil {
+		return x.AtProbationEnd
+	}
+	return ProbationEnd_PROBATION_END_UNSPECIFIED
+}
+
 // ControlResponse is what a controller gets.
 type ControlResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3626,6 +3808,7 @@ type ControlResponse struct {
 	//	*ControlResponse_Event
 	//	*ControlResponse_Outcome
 	//	*ControlResponse_Error
+	//	*ControlResponse_Check
 	Response      isControlResponse_Response `protobuf_oneof:"response"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3633,7 +3816,7 @@ type ControlResponse struct {
 
 func (x *ControlResponse) Reset() {
 	*x = ControlResponse{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[39]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3645,7 +3828,7 @@ func (x *ControlResponse) String() string {
 func (*ControlResponse) ProtoMessage() {}
 
 func (x *ControlResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[39]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3658,7 +3841,7 @@ func (x *ControlResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlResponse.ProtoReflect.Descriptor instead.
 func (*ControlResponse) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{39}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ControlResponse) GetResponse() isControlResponse_Response {
@@ -3704,6 +3887,15 @@ func (x *ControlResponse) GetError() *Error {
 	return nil
 }
 
+func (x *ControlResponse) GetCheck() *CheckReply {
+	if x != nil {
+		if x, ok := x.Response.(*ControlResponse_Check); ok {
+			return x.Check
+		}
+	}
+	return nil
+}
+
 type isControlResponse_Response interface {
 	isControlResponse_Response()
 }
@@ -3728,6 +3920,11 @@ type ControlResponse_Error struct {
 	Error *Error `protobuf:"bytes,4,opt,name=error,proto3,oneof"`
 }
 
+type ControlResponse_Check struct {
+	// What a handoff would meet; the last message of its connection.
+	Check *CheckReply `protobuf:"bytes,5,opt,name=check,proto3,oneof"`
+}
+
 func (*ControlResponse_Status) isControlResponse_Response() {}
 
 func (*ControlResponse_Event) isControlResponse_Response() {}
@@ -3735,6 +3932,8 @@ func (*ControlResponse_Event) isControlResponse_Response() {}
 func (*ControlResponse_Outcome) isControlResponse_Response() {}
 
 func (*ControlResponse_Error) isControlResponse_Response() {}
+
+func (*ControlResponse_Check) isControlResponse_Response() {}
 
 // StatusReply is one page of the status. The first page carries everything but
 // descriptors; each page adds descriptors.
@@ -3768,7 +3967,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[40]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3979,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[40]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +3992,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{40}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatusReply) GetLast() bool {
@@ -3888,7 +4087,7 @@ type Probation struct {
 
 func (x *Probation) Reset() {
 	*x = Probation{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3900,7 +4099,7 @@ func (x *Probation) String() string {
 func (*Probation) ProtoMessage() {}
 
 func (x *Probation) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3913,7 +4112,7 @@ func (x *Probation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probation.ProtoReflect.Descriptor instead.
 func (*Probation) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{41}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Probation) GetPredecessor() *Process {
@@ -3956,7 +4155,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4167,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4180,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{42}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Attempt) GetSuccessor() *Process {
@@ -4036,7 +4235,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4048,7 +4247,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4061,7 +4260,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{43}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Failure) GetSuccessor() *Process {
@@ -4111,7 +4310,7 @@ type DescriptorStatus struct {
 
 func (x *DescriptorStatus) Reset() {
 	*x = DescriptorStatus{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4123,7 +4322,7 @@ func (x *DescriptorStatus) String() string {
 func (*DescriptorStatus) ProtoMessage() {}
 
 func (x *DescriptorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4136,7 +4335,7 @@ func (x *DescriptorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescriptorStatus.ProtoReflect.Descriptor instead.
 func (*DescriptorStatus) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{44}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DescriptorStatus) GetName() string {
@@ -4184,14 +4383,16 @@ type Event struct {
 	// What happened, one sentence.
 	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
 	// The attempt that it belongs to, if any.
-	Attempt       *Attempt `protobuf:"bytes,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt *Attempt `protobuf:"bytes,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// How that attempt has failed, if it has.
+	Failure       *Failure `protobuf:"bytes,5,opt,name=failure,proto3" json:"failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4203,7 +4404,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4216,7 +4417,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{45}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Event) GetProcess() *Process {
@@ -4247,6 +4448,105 @@ func (x *Event) GetAttempt() *Attempt {
 	return nil
 }
 
+func (x *Event) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+// CheckReply is what a handoff would meet if it began now.
+type CheckReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why it would be turned away; absent: it would not.
+	Refuse *Refuse `protobuf:"bytes,1,opt,name=refuse,proto3" json:"refuse,omitempty"`
+	// How many descriptors the offer would carry, less what the program makes
+	// for each offer anew.
+	Total uint32 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	// As in Welcome.
+	ReadyTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=ready_timeout,json=readyTimeout,proto3" json:"ready_timeout,omitempty"`
+	// As in Welcome.
+	MaxReadyTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=max_ready_timeout,json=maxReadyTimeout,proto3" json:"max_ready_timeout,omitempty"`
+	// As in Welcome.
+	CommitTimeout *durationpb.Duration `protobuf:"bytes,5,opt,name=commit_timeout,json=commitTimeout,proto3" json:"commit_timeout,omitempty"`
+	// As in Welcome.
+	Probation     *durationpb.Duration `protobuf:"bytes,6,opt,name=probation,proto3" json:"probation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckReply) Reset() {
+	*x = CheckReply{}
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckReply) ProtoMessage() {}
+
+func (x *CheckReply) ProtoReflect() protoreflect.Message {
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
+func (*CheckReply) Descriptor() ([]byte, []int) {
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *CheckReply) GetRefuse() *Refuse {
+	if x != nil {
+		return x.Refuse
+	}
+	return nil
+}
+
+func (x *CheckReply) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *CheckReply) GetReadyTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.ReadyTimeout
+	}
+	return nil
+}
+
+func (x *CheckReply) GetMaxReadyTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.MaxReadyTimeout
+	}
+	return nil
+}
+
+func (x *CheckReply) GetCommitTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.CommitTimeout
+	}
+	return nil
+}
+
+func (x *CheckReply) GetProbation() *durationpb.Duration {
+	if x != nil {
+		return x.Probation
+	}
+	return nil
+}
+
 // Outcome is how a command ended.
 type Outcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4257,14 +4557,18 @@ type Outcome struct {
 	// Who serves now.
 	Serving *Process `protobuf:"bytes,3,opt,name=serving,proto3" json:"serving,omitempty"`
 	// The state of the one who answers.
-	State         State `protobuf:"varint,4,opt,name=state,proto3,enum=crossfade.handoff.v1.State" json:"state,omitempty"`
+	State State `protobuf:"varint,4,opt,name=state,proto3,enum=crossfade.handoff.v1.State" json:"state,omitempty"`
+	// Why it was not done.
+	Code OutcomeCode `protobuf:"varint,5,opt,name=code,proto3,enum=crossfade.handoff.v1.OutcomeCode" json:"code,omitempty"`
+	// Who is in the way, or whom the command was about.
+	Who           *Process `protobuf:"bytes,6,opt,name=who,proto3" json:"who,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4276,7 +4580,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4289,7 +4593,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{46}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Outcome) GetOk() bool {
@@ -4320,6 +4624,20 @@ func (x *Outcome) GetState() State {
 	return State_STATE_UNSPECIFIED
 }
 
+func (x *Outcome) GetCode() OutcomeCode {
+	if x != nil {
+		return x.Code
+	}
+	return OutcomeCode_OUTCOME_CODE_UNSPECIFIED
+}
+
+func (x *Outcome) GetWho() *Process {
+	if x != nil {
+		return x.Who
+	}
+	return nil
+}
+
 // Error says that a request could not be served.
 type Error struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4333,7 +4651,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4345,7 +4663,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4358,7 +4676,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{47}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Error) GetCode() ErrorCode {
@@ -4543,7 +4861,7 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12%\n" +
 	"\vconnections\x18\x04 \x01(\x04H\x00R\vconnections\x88\x01\x01\x127\n" +
 	"\tremaining\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tremainingB\x0e\n" +
-	"\f_connections\"\x9a\x04\n" +
+	"\f_connections\"\xd6\x04\n" +
 	"\x0eControlRequest\x12=\n" +
 	"\x06status\x18\x01 \x01(\v2#.crossfade.handoff.v1.StatusRequestH\x00R\x06status\x12:\n" +
 	"\x05watch\x18\x02 \x01(\v2\".crossfade.handoff.v1.WatchRequestH\x00R\x05watch\x12@\n" +
@@ -4552,16 +4870,18 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x06settle\x18\x05 \x01(\v2#.crossfade.handoff.v1.SettleRequestH\x00R\x06settle\x12C\n" +
 	"\brollback\x18\x06 \x01(\v2%.crossfade.handoff.v1.RollbackRequestH\x00R\brollback\x12D\n" +
 	"\tend_drain\x18\a \x01(\v2%.crossfade.handoff.v1.EndDrainRequestH\x00R\bendDrain\x127\n" +
-	"\x04stop\x18\b \x01(\v2!.crossfade.handoff.v1.StopRequestH\x00R\x04stopB\t\n" +
+	"\x04stop\x18\b \x01(\v2!.crossfade.handoff.v1.StopRequestH\x00R\x04stop\x12:\n" +
+	"\x05check\x18\t \x01(\v2\".crossfade.handoff.v1.CheckRequestH\x00R\x05checkB\t\n" +
 	"\arequest\"\x0f\n" +
 	"\rStatusRequest\"\x0e\n" +
 	"\fWatchRequest\"h\n" +
 	"\x0eUpgradeRequest\x123\n" +
 	"\atimeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12!\n" +
-	"\fwait_settled\x18\x02 \x01(\bR\vwaitSettled\";\n" +
+	"\fwait_settled\x18\x02 \x01(\bR\vwaitSettled\"W\n" +
 	"\rCancelRequest\x12\x12\n" +
 	"\x04kill\x18\x01 \x01(\bR\x04kill\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x0f\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\tR\binstance\"\x0f\n" +
 	"\rSettleRequest\")\n" +
 	"\x0fRollbackRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"1\n" +
@@ -4570,12 +4890,18 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\"%\n" +
 	"\vStopRequest\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xff\x01\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xe8\x01\n" +
+	"\fCheckRequest\x12;\n" +
+	"\tsuccessor\x18\x01 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\tsuccessor\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x127\n" +
+	"\tprobation\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tprobation\x12L\n" +
+	"\x10at_probation_end\x18\x04 \x01(\x0e2\".crossfade.handoff.v1.ProbationEndR\x0eatProbationEnd\"\xb9\x02\n" +
 	"\x0fControlResponse\x12;\n" +
 	"\x06status\x18\x01 \x01(\v2!.crossfade.handoff.v1.StatusReplyH\x00R\x06status\x123\n" +
 	"\x05event\x18\x02 \x01(\v2\x1b.crossfade.handoff.v1.EventH\x00R\x05event\x129\n" +
 	"\aoutcome\x18\x03 \x01(\v2\x1d.crossfade.handoff.v1.OutcomeH\x00R\aoutcome\x123\n" +
-	"\x05error\x18\x04 \x01(\v2\x1b.crossfade.handoff.v1.ErrorH\x00R\x05errorB\n" +
+	"\x05error\x18\x04 \x01(\v2\x1b.crossfade.handoff.v1.ErrorH\x00R\x05error\x128\n" +
+	"\x05check\x18\x05 \x01(\v2 .crossfade.handoff.v1.CheckReplyH\x00R\x05checkB\n" +
 	"\n" +
 	"\bresponse\"\xb2\x04\n" +
 	"\vStatusReply\x12\x12\n" +
@@ -4611,17 +4937,28 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1a.crossfade.handoff.v1.KindR\x04kind\x12\x18\n" +
 	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x18\n" +
 	"\aaddress\x18\x04 \x01(\tR\aaddress\x124\n" +
-	"\x06origin\x18\x05 \x01(\x0e2\x1c.crossfade.handoff.v1.OriginR\x06origin\"\xc0\x01\n" +
+	"\x06origin\x18\x05 \x01(\x0e2\x1c.crossfade.handoff.v1.OriginR\x06origin\"\xf9\x01\n" +
 	"\x05Event\x127\n" +
 	"\aprocess\x18\x01 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\aprocess\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.crossfade.handoff.v1.StateR\x05state\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x127\n" +
-	"\aattempt\x18\x04 \x01(\v2\x1d.crossfade.handoff.v1.AttemptR\aattempt\"\x9d\x01\n" +
+	"\aattempt\x18\x04 \x01(\v2\x1d.crossfade.handoff.v1.AttemptR\aattempt\x127\n" +
+	"\afailure\x18\x05 \x01(\v2\x1d.crossfade.handoff.v1.FailureR\afailure\"\xda\x02\n" +
+	"\n" +
+	"CheckReply\x124\n" +
+	"\x06refuse\x18\x01 \x01(\v2\x1c.crossfade.handoff.v1.RefuseR\x06refuse\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\rR\x05total\x12>\n" +
+	"\rready_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\freadyTimeout\x12E\n" +
+	"\x11max_ready_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0fmaxReadyTimeout\x12@\n" +
+	"\x0ecommit_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\rcommitTimeout\x127\n" +
+	"\tprobation\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tprobation\"\x85\x02\n" +
 	"\aOutcome\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
 	"\aserving\x18\x03 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\aserving\x121\n" +
-	"\x05state\x18\x04 \x01(\x0e2\x1b.crossfade.handoff.v1.StateR\x05state\"T\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1b.crossfade.handoff.v1.StateR\x05state\x125\n" +
+	"\x04code\x18\x05 \x01(\x0e2!.crossfade.handoff.v1.OutcomeCodeR\x04code\x12/\n" +
+	"\x03who\x18\x06 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\x03who\"T\n" +
 	"\x05Error\x123\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x1f.crossfade.handoff.v1.ErrorCodeR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason*E\n" +
@@ -4699,7 +5036,18 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fORIGIN_ADDED\x10\x01\x12\x14\n" +
 	"\x10ORIGIN_INHERITED\x10\x02\x12\x14\n" +
-	"\x10ORIGIN_UNCLAIMED\x10\x03*\x93\x01\n" +
+	"\x10ORIGIN_UNCLAIMED\x10\x03*\x99\x02\n" +
+	"\vOutcomeCode\x12\x1c\n" +
+	"\x18OUTCOME_CODE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11OUTCOME_CODE_BUSY\x10\x01\x12\x17\n" +
+	"\x13OUTCOME_CODE_FAILED\x10\x02\x12\x18\n" +
+	"\x14OUTCOME_CODE_TIMEOUT\x10\x03\x12\x1c\n" +
+	"\x18OUTCOME_CODE_ROLLED_BACK\x10\x04\x12\x1a\n" +
+	"\x16OUTCOME_CODE_CANCELLED\x10\x05\x12\x18\n" +
+	"\x14OUTCOME_CODE_REFUSED\x10\x06\x12\x18\n" +
+	"\x14OUTCOME_CODE_UNKNOWN\x10\a\x12\x18\n" +
+	"\x14OUTCOME_CODE_SETTLED\x10\b\x12\x1a\n" +
+	"\x16OUTCOME_CODE_COMMITTED\x10\t*\x93\x01\n" +
 	"\tErrorCode\x12\x1a\n" +
 	"\x16ERROR_CODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18ERROR_CODE_UNIMPLEMENTED\x10\x01\x12\x14\n" +
@@ -4719,8 +5067,8 @@ func file_crossfade_handoff_v1_handoff_proto_rawDescGZIP() []byte {
 	return file_crossfade_handoff_v1_handoff_proto_rawDescData
 }
 
-var file_crossfade_handoff_v1_handoff_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_crossfade_handoff_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_crossfade_handoff_v1_handoff_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_crossfade_handoff_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_crossfade_handoff_v1_handoff_proto_goTypes = []any{
 	(Role)(0),                   // 0: crossfade.handoff.v1.Role
 	(ProbationEnd)(0),           // 1: crossfade.handoff.v1.ProbationEnd
@@ -4731,154 +5079,170 @@ var file_crossfade_handoff_v1_handoff_proto_goTypes = []any{
 	(AbortCode)(0),              // 6: crossfade.handoff.v1.AbortCode
 	(State)(0),                  // 7: crossfade.handoff.v1.State
 	(Origin)(0),                 // 8: crossfade.handoff.v1.Origin
-	(ErrorCode)(0),              // 9: crossfade.handoff.v1.ErrorCode
-	(*ClientMessage)(nil),       // 10: crossfade.handoff.v1.ClientMessage
-	(*ServerMessage)(nil),       // 11: crossfade.handoff.v1.ServerMessage
-	(*Process)(nil),             // 12: crossfade.handoff.v1.Process
-	(*Hello)(nil),               // 13: crossfade.handoff.v1.Hello
-	(*Welcome)(nil),             // 14: crossfade.handoff.v1.Welcome
-	(*Refuse)(nil),              // 15: crossfade.handoff.v1.Refuse
-	(*Prepared)(nil),            // 16: crossfade.handoff.v1.Prepared
-	(*ManifestPage)(nil),        // 17: crossfade.handoff.v1.ManifestPage
-	(*Control)(nil),             // 18: crossfade.handoff.v1.Control
-	(*Descriptor)(nil),          // 19: crossfade.handoff.v1.Descriptor
-	(*Identity)(nil),            // 20: crossfade.handoff.v1.Identity
-	(*UnixPath)(nil),            // 21: crossfade.handoff.v1.UnixPath
-	(*PageAck)(nil),             // 22: crossfade.handoff.v1.PageAck
-	(*Received)(nil),            // 23: crossfade.handoff.v1.Received
-	(*Progress)(nil),            // 24: crossfade.handoff.v1.Progress
-	(*Ready)(nil),               // 25: crossfade.handoff.v1.Ready
-	(*FinalReceived)(nil),       // 26: crossfade.handoff.v1.FinalReceived
-	(*Commit)(nil),              // 27: crossfade.handoff.v1.Commit
-	(*CommitAck)(nil),           // 28: crossfade.handoff.v1.CommitAck
-	(*ProbationOver)(nil),       // 29: crossfade.handoff.v1.ProbationOver
-	(*Settle)(nil),              // 30: crossfade.handoff.v1.Settle
-	(*Rollback)(nil),            // 31: crossfade.handoff.v1.Rollback
-	(*Resumed)(nil),             // 32: crossfade.handoff.v1.Resumed
-	(*Retired)(nil),             // 33: crossfade.handoff.v1.Retired
-	(*Abort)(nil),               // 34: crossfade.handoff.v1.Abort
-	(*Connection)(nil),          // 35: crossfade.handoff.v1.Connection
-	(*ConnectionAck)(nil),       // 36: crossfade.handoff.v1.ConnectionAck
-	(*Draining)(nil),            // 37: crossfade.handoff.v1.Draining
-	(*EndDrain)(nil),            // 38: crossfade.handoff.v1.EndDrain
-	(*Generation)(nil),          // 39: crossfade.handoff.v1.Generation
-	(*ControlRequest)(nil),      // 40: crossfade.handoff.v1.ControlRequest
-	(*StatusRequest)(nil),       // 41: crossfade.handoff.v1.StatusRequest
-	(*WatchRequest)(nil),        // 42: crossfade.handoff.v1.WatchRequest
-	(*UpgradeRequest)(nil),      // 43: crossfade.handoff.v1.UpgradeRequest
-	(*CancelRequest)(nil),       // 44: crossfade.handoff.v1.CancelRequest
-	(*SettleRequest)(nil),       // 45: crossfade.handoff.v1.SettleRequest
-	(*RollbackRequest)(nil),     // 46: crossfade.handoff.v1.RollbackRequest
-	(*EndDrainRequest)(nil),     // 47: crossfade.handoff.v1.EndDrainRequest
-	(*StopRequest)(nil),         // 48: crossfade.handoff.v1.StopRequest
-	(*ControlResponse)(nil),     // 49: crossfade.handoff.v1.ControlResponse
-	(*StatusReply)(nil),         // 50: crossfade.handoff.v1.StatusReply
-	(*Probation)(nil),           // 51: crossfade.handoff.v1.Probation
-	(*Attempt)(nil),             // 52: crossfade.handoff.v1.Attempt
-	(*Failure)(nil),             // 53: crossfade.handoff.v1.Failure
-	(*DescriptorStatus)(nil),    // 54: crossfade.handoff.v1.DescriptorStatus
-	(*Event)(nil),               // 55: crossfade.handoff.v1.Event
-	(*Outcome)(nil),             // 56: crossfade.handoff.v1.Outcome
-	(*Error)(nil),               // 57: crossfade.handoff.v1.Error
-	(*durationpb.Duration)(nil), // 58: google.protobuf.Duration
+	(OutcomeCode)(0),            // 9: crossfade.handoff.v1.OutcomeCode
+	(ErrorCode)(0),              // 10: crossfade.handoff.v1.ErrorCode
+	(*ClientMessage)(nil),       // 11: crossfade.handoff.v1.ClientMessage
+	(*ServerMessage)(nil),       // 12: crossfade.handoff.v1.ServerMessage
+	(*Process)(nil),             // 13: crossfade.handoff.v1.Process
+	(*Hello)(nil),               // 14: crossfade.handoff.v1.Hello
+	(*Welcome)(nil),             // 15: crossfade.handoff.v1.Welcome
+	(*Refuse)(nil),              // 16: crossfade.handoff.v1.Refuse
+	(*Prepared)(nil),            // 17: crossfade.handoff.v1.Prepared
+	(*ManifestPage)(nil),        // 18: crossfade.handoff.v1.ManifestPage
+	(*Control)(nil),             // 19: crossfade.handoff.v1.Control
+	(*Descriptor)(nil),          // 20: crossfade.handoff.v1.Descriptor
+	(*Identity)(nil),            // 21: crossfade.handoff.v1.Identity
+	(*UnixPath)(nil),            // 22: crossfade.handoff.v1.UnixPath
+	(*PageAck)(nil),             // 23: crossfade.handoff.v1.PageAck
+	(*Received)(nil),            // 24: crossfade.handoff.v1.Received
+	(*Progress)(nil),            // 25: crossfade.handoff.v1.Progress
+	(*Ready)(nil),               // 26: crossfade.handoff.v1.Ready
+	(*FinalReceived)(nil),       // 27: crossfade.handoff.v1.FinalReceived
+	(*Commit)(nil),              // 28: crossfade.handoff.v1.Commit
+	(*CommitAck)(nil),           // 29: crossfade.handoff.v1.CommitAck
+	(*ProbationOver)(nil),       // 30: crossfade.handoff.v1.ProbationOver
+	(*Settle)(nil),              // 31: crossfade.handoff.v1.Settle
+	(*Rollback)(nil),            // 32: crossfade.handoff.v1.Rollback
+	(*Resumed)(nil),             // 33: crossfade.handoff.v1.Resumed
+	(*Retired)(nil),             // 34: crossfade.handoff.v1.Retired
+	(*Abort)(nil),               // 35: crossfade.handoff.v1.Abort
+	(*Connection)(nil),          // 36: crossfade.handoff.v1.Connection
+	(*ConnectionAck)(nil),       // 37: crossfade.handoff.v1.ConnectionAck
+	(*Draining)(nil),            // 38: crossfade.handoff.v1.Draining
+	(*EndDrain)(nil),            // 39: crossfade.handoff.v1.EndDrain
+	(*Generation)(nil),          // 40: crossfade.handoff.v1.Generation
+	(*ControlRequest)(nil),      // 41: crossfade.handoff.v1.ControlRequest
+	(*StatusRequest)(nil),       // 42: crossfade.handoff.v1.StatusRequest
+	(*WatchRequest)(nil),        // 43: crossfade.handoff.v1.WatchRequest
+	(*UpgradeRequest)(nil),      // 44: crossfade.handoff.v1.UpgradeRequest
+	(*CancelRequest)(nil),       // 45: crossfade.handoff.v1.CancelRequest
+	(*SettleRequest)(nil),       // 46: crossfade.handoff.v1.SettleRequest
+	(*RollbackRequest)(nil),     // 47: crossfade.handoff.v1.RollbackRequest
+	(*EndDrainRequest)(nil),     // 48: crossfade.handoff.v1.EndDrainRequest
+	(*StopRequest)(nil),         // 49: crossfade.handoff.v1.StopRequest
+	(*CheckRequest)(nil),        // 50: crossfade.handoff.v1.CheckRequest
+	(*ControlResponse)(nil),     // 51: crossfade.handoff.v1.ControlResponse
+	(*StatusReply)(nil),         // 52: crossfade.handoff.v1.StatusReply
+	(*Probation)(nil),           // 53: crossfade.handoff.v1.Probation
+	(*Attempt)(nil),             // 54: crossfade.handoff.v1.Attempt
+	(*Failure)(nil),             // 55: crossfade.handoff.v1.Failure
+	(*DescriptorStatus)(nil),    // 56: crossfade.handoff.v1.DescriptorStatus
+	(*Event)(nil),               // 57: crossfade.handoff.v1.Event
+	(*CheckReply)(nil),          // 58: crossfade.handoff.v1.CheckReply
+	(*Outcome)(nil),             // 59: crossfade.handoff.v1.Outcome
+	(*Error)(nil),               // 60: crossfade.handoff.v1.Error
+	(*durationpb.Duration)(nil), // 61: google.protobuf.Duration
 }
 var file_crossfade_handoff_v1_handoff_proto_depIdxs = []int32{
-	13, // 0: crossfade.handoff.v1.ClientMessage.hello:type_name -> crossfade.handoff.v1.Hello
-	16, // 1: crossfade.handoff.v1.ClientMessage.prepared:type_name -> crossfade.handoff.v1.Prepared
-	22, // 2: crossfade.handoff.v1.ClientMessage.page_ack:type_name -> crossfade.handoff.v1.PageAck
-	23, // 3: crossfade.handoff.v1.ClientMessage.received:type_name -> crossfade.handoff.v1.Received
-	24, // 4: crossfade.handoff.v1.ClientMessage.progress:type_name -> crossfade.handoff.v1.Progress
-	25, // 5: crossfade.handoff.v1.ClientMessage.ready:type_name -> crossfade.handoff.v1.Ready
-	26, // 6: crossfade.handoff.v1.ClientMessage.final_received:type_name -> crossfade.handoff.v1.FinalReceived
-	28, // 7: crossfade.handoff.v1.ClientMessage.commit_ack:type_name -> crossfade.handoff.v1.CommitAck
-	30, // 8: crossfade.handoff.v1.ClientMessage.settle:type_name -> crossfade.handoff.v1.Settle
-	31, // 9: crossfade.handoff.v1.ClientMessage.rollback:type_name -> crossfade.handoff.v1.Rollback
-	34, // 10: crossfade.handoff.v1.ClientMessage.abort:type_name -> crossfade.handoff.v1.Abort
-	36, // 11: crossfade.handoff.v1.ClientMessage.connection_ack:type_name -> crossfade.handoff.v1.ConnectionAck
-	38, // 12: crossfade.handoff.v1.ClientMessage.end_drain:type_name -> crossfade.handoff.v1.EndDrain
-	40, // 13: crossfade.handoff.v1.ClientMessage.control:type_name -> crossfade.handoff.v1.ControlRequest
-	14, // 14: crossfade.handoff.v1.ServerMessage.welcome:type_name -> crossfade.handoff.v1.Welcome
-	15, // 15: crossfade.handoff.v1.ServerMessage.refuse:type_name -> crossfade.handoff.v1.Refuse
-	17, // 16: crossfade.handoff.v1.ServerMessage.manifest_page:type_name -> crossfade.handoff.v1.ManifestPage
-	27, // 17: crossfade.handoff.v1.ServerMessage.commit:type_name -> crossfade.handoff.v1.Commit
-	29, // 18: crossfade.handoff.v1.ServerMessage.probation_over:type_name -> crossfade.handoff.v1.ProbationOver
-	32, // 19: crossfade.handoff.v1.ServerMessage.resumed:type_name -> crossfade.handoff.v1.Resumed
-	33, // 20: crossfade.handoff.v1.ServerMessage.retired:type_name -> crossfade.handoff.v1.Retired
-	34, // 21: crossfade.handoff.v1.ServerMessage.abort:type_name -> crossfade.handoff.v1.Abort
-	35, // 22: crossfade.handoff.v1.ServerMessage.connection:type_name -> crossfade.handoff.v1.Connection
-	37, // 23: crossfade.handoff.v1.ServerMessage.draining:type_name -> crossfade.handoff.v1.Draining
-	49, // 24: crossfade.handoff.v1.ServerMessage.control:type_name -> crossfade.handoff.v1.ControlResponse
-	0,  // 25: crossfade.handoff.v1.Hello.role:type_name -> crossfade.handoff.v1.Role
-	12, // 26: crossfade.handoff.v1.Hello.process:type_name -> crossfade.handoff.v1.Process
-	58, // 27: crossfade.handoff.v1.Hello.probation:type_name -> google.protobuf.Duration
-	1,  // 28: crossfade.handoff.v1.Hello.at_probation_end:type_name -> crossfade.handoff.v1.ProbationEnd
-	12, // 29: crossfade.handoff.v1.Welcome.predecessor:type_name -> crossfade.handoff.v1.Process
-	58, // 30: crossfade.handoff.v1.Welcome.ready_timeout:type_name -> google.protobuf.Duration
-	58, // 31: crossfade.handoff.v1.Welcome.max_ready_timeout:type_name -> google.protobuf.Duration
-	58, // 32: crossfade.handoff.v1.Welcome.commit_timeout:type_name -> google.protobuf.Duration
-	58, // 33: crossfade.handoff.v1.Welcome.probation:type_name -> google.protobuf.Duration
-	2,  // 34: crossfade.handoff.v1.Refuse.code:type_name -> crossfade.handoff.v1.RefuseCode
-	12, // 35: crossfade.handoff.v1.Refuse.who:type_name -> crossfade.handoff.v1.Process
-	58, // 36: crossfade.handoff.v1.Refuse.since:type_name -> google.protobuf.Duration
-	58, // 37: crossfade.handoff.v1.Refuse.until:type_name -> google.protobuf.Duration
-	19, // 38: crossfade.handoff.v1.ManifestPage.descriptors:type_name -> crossfade.handoff.v1.Descriptor
-	18, // 39: crossfade.handoff.v1.ManifestPage.control:type_name -> crossfade.handoff.v1.Control
-	3,  // 40: crossfade.handoff.v1.Descriptor.kind:type_name -> crossfade.handoff.v1.Kind
-	20, // 41: crossfade.handoff.v1.Descriptor.identity:type_name -> crossfade.handoff.v1.Identity
-	21, // 42: crossfade.handoff.v1.Descriptor.unix_path:type_name -> crossfade.handoff.v1.UnixPath
-	39, // 43: crossfade.handoff.v1.Descriptor.alive:type_name -> crossfade.handoff.v1.Generation
-	5,  // 44: crossfade.handoff.v1.Descriptor.state_moment:type_name -> crossfade.handoff.v1.StateMoment
-	4,  // 45: crossfade.handoff.v1.Identity.type:type_name -> crossfade.handoff.v1.FileType
-	58, // 46: crossfade.handoff.v1.Progress.extend:type_name -> google.protobuf.Duration
-	6,  // 47: crossfade.handoff.v1.Abort.code:type_name -> crossfade.handoff.v1.AbortCode
-	20, // 48: crossfade.handoff.v1.Connection.identity:type_name -> crossfade.handoff.v1.Identity
-	58, // 49: crossfade.handoff.v1.Draining.remaining:type_name -> google.protobuf.Duration
-	12, // 50: crossfade.handoff.v1.Generation.process:type_name -> crossfade.handoff.v1.Process
-	7,  // 51: crossfade.handoff.v1.Generation.state:type_name -> crossfade.handoff.v1.State
-	58, // 52: crossfade.handoff.v1.Generation.since:type_name -> google.protobuf.Duration
-	58, // 53: crossfade.handoff.v1.Generation.remaining:type_name -> google.protobuf.Duration
-	41, // 54: crossfade.handoff.v1.ControlRequest.status:type_name -> crossfade.handoff.v1.StatusRequest
-	42, // 55: crossfade.handoff.v1.ControlRequest.watch:type_name -> crossfade.handoff.v1.WatchRequest
-	43, // 56: crossfade.handoff.v1.ControlRequest.upgrade:type_name -> crossfade.handoff.v1.UpgradeRequest
-	44, // 57: crossfade.handoff.v1.ControlRequest.cancel:type_name -> crossfade.handoff.v1.CancelRequest
-	45, // 58: crossfade.handoff.v1.ControlRequest.settle:type_name -> crossfade.handoff.v1.SettleRequest
-	46, // 59: crossfade.handoff.v1.ControlRequest.rollback:type_name -> crossfade.handoff.v1.RollbackRequest
-	47, // 60: crossfade.handoff.v1.ControlRequest.end_drain:type_name -> crossfade.handoff.v1.EndDrainRequest
-	48, // 61: crossfade.handoff.v1.ControlRequest.stop:type_name -> crossfade.handoff.v1.StopRequest
-	58, // 62: crossfade.handoff.v1.UpgradeRequest.timeout:type_name -> google.protobuf.Duration
-	50, // 63: crossfade.handoff.v1.ControlResponse.status:type_name -> crossfade.handoff.v1.StatusReply
-	55, // 64: crossfade.handoff.v1.ControlResponse.event:type_name -> crossfade.handoff.v1.Event
-	56, // 65: crossfade.handoff.v1.ControlResponse.outcome:type_name -> crossfade.handoff.v1.Outcome
-	57, // 66: crossfade.handoff.v1.ControlResponse.error:type_name -> crossfade.handoff.v1.Error
-	12, // 67: crossfade.handoff.v1.StatusReply.process:type_name -> crossfade.handoff.v1.Process
-	7,  // 68: crossfade.handoff.v1.StatusReply.state:type_name -> crossfade.handoff.v1.State
-	58, // 69: crossfade.handoff.v1.StatusReply.since:type_name -> google.protobuf.Duration
-	52, // 70: crossfade.handoff.v1.StatusReply.attempt:type_name -> crossfade.handoff.v1.Attempt
-	53, // 71: crossfade.handoff.v1.StatusReply.last_failure:type_name -> crossfade.handoff.v1.Failure
-	39, // 72: crossfade.handoff.v1.StatusReply.draining:type_name -> crossfade.handoff.v1.Generation
-	54, // 73: crossfade.handoff.v1.StatusReply.descriptors:type_name -> crossfade.handoff.v1.DescriptorStatus
-	51, // 74: crossfade.handoff.v1.StatusReply.probation:type_name -> crossfade.handoff.v1.Probation
-	12, // 75: crossfade.handoff.v1.Probation.predecessor:type_name -> crossfade.handoff.v1.Process
-	58, // 76: crossfade.handoff.v1.Probation.remaining:type_name -> google.protobuf.Duration
-	1,  // 77: crossfade.handoff.v1.Probation.at_end:type_name -> crossfade.handoff.v1.ProbationEnd
-	12, // 78: crossfade.handoff.v1.Attempt.successor:type_name -> crossfade.handoff.v1.Process
-	58, // 79: crossfade.handoff.v1.Attempt.since:type_name -> google.protobuf.Duration
-	58, // 80: crossfade.handoff.v1.Attempt.remaining:type_name -> google.protobuf.Duration
-	12, // 81: crossfade.handoff.v1.Failure.successor:type_name -> crossfade.handoff.v1.Process
-	58, // 82: crossfade.handoff.v1.Failure.ago:type_name -> google.protobuf.Duration
-	3,  // 83: crossfade.handoff.v1.DescriptorStatus.kind:type_name -> crossfade.handoff.v1.Kind
-	8,  // 84: crossfade.handoff.v1.DescriptorStatus.origin:type_name -> crossfade.handoff.v1.Origin
-	12, // 85: crossfade.handoff.v1.Event.process:type_name -> crossfade.handoff.v1.Process
-	7,  // 86: crossfade.handoff.v1.Event.state:type_name -> crossfade.handoff.v1.State
-	52, // 87: crossfade.handoff.v1.Event.attempt:type_name -> crossfade.handoff.v1.Attempt
-	12, // 88: crossfade.handoff.v1.Outcome.serving:type_name -> crossfade.handoff.v1.Process
-	7,  // 89: crossfade.handoff.v1.Outcome.state:type_name -> crossfade.handoff.v1.State
-	9,  // 90: crossfade.handoff.v1.Error.code:type_name -> crossfade.handoff.v1.ErrorCode
-	91, // [91:91] is the sub-list for method output_type
-	91, // [91:91] is the sub-list for method input_type
-	91, // [91:91] is the sub-list for extension type_name
-	91, // [91:91] is the sub-list for extension extendee
-	0,  // [0:91] is the sub-list for field type_name
+	14,  // 0: crossfade.handoff.v1.ClientMessage.hello:type_name -> crossfade.handoff.v1.Hello
+	17,  // 1: crossfade.handoff.v1.ClientMessage.prepared:type_name -> crossfade.handoff.v1.Prepared
+	23,  // 2: crossfade.handoff.v1.ClientMessage.page_ack:type_name -> crossfade.handoff.v1.PageAck
+	24,  // 3: crossfade.handoff.v1.ClientMessage.received:type_name -> crossfade.handoff.v1.Received
+	25,  // 4: crossfade.handoff.v1.ClientMessage.progress:type_name -> crossfade.handoff.v1.Progress
+	26,  // 5: crossfade.handoff.v1.ClientMessage.ready:type_name -> crossfade.handoff.v1.Ready
+	27,  // 6: crossfade.handoff.v1.ClientMessage.final_received:type_name -> crossfade.handoff.v1.FinalReceived
+	29,  // 7: crossfade.handoff.v1.ClientMessage.commit_ack:type_name -> crossfade.handoff.v1.CommitAck
+	31,  // 8: crossfade.handoff.v1.ClientMessage.settle:type_name -> crossfade.handoff.v1.Settle
+	32,  // 9: crossfade.handoff.v1.ClientMessage.rollback:type_name -> crossfade.handoff.v1.Rollback
+	35,  // 10: crossfade.handoff.v1.ClientMessage.abort:type_name -> crossfade.handoff.v1.Abort
+	37,  // 11: crossfade.handoff.v1.ClientMessage.connection_ack:type_name -> crossfade.handoff.v1.ConnectionAck
+	39,  // 12: crossfade.handoff.v1.ClientMessage.end_drain:type_name -> crossfade.handoff.v1.EndDrain
+	41,  // 13: crossfade.handoff.v1.ClientMessage.control:type_name -> crossfade.handoff.v1.ControlRequest
+	15,  // 14: crossfade.handoff.v1.ServerMessage.welcome:type_name -> crossfade.handoff.v1.Welcome
+	16,  // 15: crossfade.handoff.v1.ServerMessage.refuse:type_name -> crossfade.handoff.v1.Refuse
+	18,  // 16: crossfade.handoff.v1.ServerMessage.manifest_page:type_name -> crossfade.handoff.v1.ManifestPage
+	28,  // 17: crossfade.handoff.v1.ServerMessage.commit:type_name -> crossfade.handoff.v1.Commit
+	30,  // 18: crossfade.handoff.v1.ServerMessage.probation_over:type_name -> crossfade.handoff.v1.ProbationOver
+	33,  // 19: crossfade.handoff.v1.ServerMessage.resumed:type_name -> crossfade.handoff.v1.Resumed
+	34,  // 20: crossfade.handoff.v1.ServerMessage.retired:type_name -> crossfade.handoff.v1.Retired
+	35,  // 21: crossfade.handoff.v1.ServerMessage.abort:type_name -> crossfade.handoff.v1.Abort
+	36,  // 22: crossfade.handoff.v1.ServerMessage.connection:type_name -> crossfade.handoff.v1.Connection
+	38,  // 23: crossfade.handoff.v1.ServerMessage.draining:type_name -> crossfade.handoff.v1.Draining
+	51,  // 24: crossfade.handoff.v1.ServerMessage.control:type_name -> crossfade.handoff.v1.ControlResponse
+	0,   // 25: crossfade.handoff.v1.Hello.role:type_name -> crossfade.handoff.v1.Role
+	13,  // 26: crossfade.handoff.v1.Hello.process:type_name -> crossfade.handoff.v1.Process
+	61,  // 27: crossfade.handoff.v1.Hello.probation:type_name -> google.protobuf.Duration
+	1,   // 28: crossfade.handoff.v1.Hello.at_probation_end:type_name -> crossfade.handoff.v1.ProbationEnd
+	13,  // 29: crossfade.handoff.v1.Welcome.predecessor:type_name -> crossfade.handoff.v1.Process
+	61,  // 30: crossfade.handoff.v1.Welcome.ready_timeout:type_name -> google.protobuf.Duration
+	61,  // 31: crossfade.handoff.v1.Welcome.max_ready_timeout:type_name -> google.protobuf.Duration
+	61,  // 32: crossfade.handoff.v1.Welcome.commit_timeout:type_name -> google.protobuf.Duration
+	61,  // 33: crossfade.handoff.v1.Welcome.probation:type_name -> google.protobuf.Duration
+	2,   // 34: crossfade.handoff.v1.Refuse.code:type_name -> crossfade.handoff.v1.RefuseCode
+	13,  // 35: crossfade.handoff.v1.Refuse.who:type_name -> crossfade.handoff.v1.Process
+	61,  // 36: crossfade.handoff.v1.Refuse.since:type_name -> google.protobuf.Duration
+	61,  // 37: crossfade.handoff.v1.Refuse.until:type_name -> google.protobuf.Duration
+	20,  // 38: crossfade.handoff.v1.ManifestPage.descriptors:type_name -> crossfade.handoff.v1.Descriptor
+	19,  // 39: crossfade.handoff.v1.ManifestPage.control:type_name -> crossfade.handoff.v1.Control
+	3,   // 40: crossfade.handoff.v1.Descriptor.kind:type_name -> crossfade.handoff.v1.Kind
+	21,  // 41: crossfade.handoff.v1.Descriptor.identity:type_name -> crossfade.handoff.v1.Identity
+	22,  // 42: crossfade.handoff.v1.Descriptor.unix_path:type_name -> crossfade.handoff.v1.UnixPath
+	40,  // 43: crossfade.handoff.v1.Descriptor.alive:type_name -> crossfade.handoff.v1.Generation
+	5,   // 44: crossfade.handoff.v1.Descriptor.state_moment:type_name -> crossfade.handoff.v1.StateMoment
+	4,   // 45: crossfade.handoff.v1.Identity.type:type_name -> crossfade.handoff.v1.FileType
+	61,  // 46: crossfade.handoff.v1.Progress.extend:type_name -> google.protobuf.Duration
+	6,   // 47: crossfade.handoff.v1.Abort.code:type_name -> crossfade.handoff.v1.AbortCode
+	21,  // 48: crossfade.handoff.v1.Connection.identity:type_name -> crossfade.handoff.v1.Identity
+	61,  // 49: crossfade.handoff.v1.Draining.remaining:type_name -> google.protobuf.Duration
+	13,  // 50: crossfade.handoff.v1.Generation.process:type_name -> crossfade.handoff.v1.Process
+	7,   // 51: crossfade.handoff.v1.Generation.state:type_name -> crossfade.handoff.v1.State
+	61,  // 52: crossfade.handoff.v1.Generation.since:type_name -> google.protobuf.Duration
+	61,  // 53: crossfade.handoff.v1.Generation.remaining:type_name -> google.protobuf.Duration
+	42,  // 54: crossfade.handoff.v1.ControlRequest.status:type_name -> crossfade.handoff.v1.StatusRequest
+	43,  // 55: crossfade.handoff.v1.ControlRequest.watch:type_name -> crossfade.handoff.v1.WatchRequest
+	44,  // 56: crossfade.handoff.v1.ControlRequest.upgrade:type_name -> crossfade.handoff.v1.UpgradeRequest
+	45,  // 57: crossfade.handoff.v1.ControlRequest.cancel:type_name -> crossfade.handoff.v1.CancelRequest
+	46,  // 58: crossfade.handoff.v1.ControlRequest.settle:type_name -> crossfade.handoff.v1.SettleRequest
+	47,  // 59: crossfade.handoff.v1.ControlRequest.rollback:type_name -> crossfade.handoff.v1.RollbackRequest
+	48,  // 60: crossfade.handoff.v1.ControlRequest.end_drain:type_name -> crossfade.handoff.v1.EndDrainRequest
+	49,  // 61: crossfade.handoff.v1.ControlRequest.stop:type_name -> crossfade.handoff.v1.StopRequest
+	50,  // 62: crossfade.handoff.v1.ControlRequest.check:type_name -> crossfade.handoff.v1.CheckRequest
+	61,  // 63: crossfade.handoff.v1.UpgradeRequest.timeout:type_name -> google.protobuf.Duration
+	13,  // 64: crossfade.handoff.v1.CheckRequest.successor:type_name -> crossfade.handoff.v1.Process
+	61,  // 65: crossfade.handoff.v1.CheckRequest.probation:type_name -> google.protobuf.Duration
+	1,   // 66: crossfade.handoff.v1.CheckRequest.at_probation_end:type_name -> crossfade.handoff.v1.ProbationEnd
+	52,  // 67: crossfade.handoff.v1.ControlResponse.status:type_name -> crossfade.handoff.v1.StatusReply
+	57,  // 68: crossfade.handoff.v1.ControlResponse.event:type_name -> crossfade.handoff.v1.Event
+	59,  // 69: crossfade.handoff.v1.ControlResponse.outcome:type_name -> crossfade.handoff.v1.Outcome
+	60,  // 70: crossfade.handoff.v1.ControlResponse.error:type_name -> crossfade.handoff.v1.Error
+	58,  // 71: crossfade.handoff.v1.ControlResponse.check:type_name -> crossfade.handoff.v1.CheckReply
+	13,  // 72: crossfade.handoff.v1.StatusReply.process:type_name -> crossfade.handoff.v1.Process
+	7,   // 73: crossfade.handoff.v1.StatusReply.state:type_name -> crossfade.handoff.v1.State
+	61,  // 74: crossfade.handoff.v1.StatusReply.since:type_name -> google.protobuf.Duration
+	54,  // 75: crossfade.handoff.v1.StatusReply.attempt:type_name -> crossfade.handoff.v1.Attempt
+	55,  // 76: crossfade.handoff.v1.StatusReply.last_failure:type_name -> crossfade.handoff.v1.Failure
+	40,  // 77: crossfade.handoff.v1.StatusReply.draining:type_name -> crossfade.handoff.v1.Generation
+	56,  // 78: crossfade.handoff.v1.StatusReply.descriptors:type_name -> crossfade.handoff.v1.DescriptorStatus
+	53,  // 79: crossfade.handoff.v1.StatusReply.probation:type_name -> crossfade.handoff.v1.Probation
+	13,  // 80: crossfade.handoff.v1.Probation.predecessor:type_name -> crossfade.handoff.v1.Process
+	61,  // 81: crossfade.handoff.v1.Probation.remaining:type_name -> google.protobuf.Duration
+	1,   // 82: crossfade.handoff.v1.Probation.at_end:type_name -> crossfade.handoff.v1.ProbationEnd
+	13,  // 83: crossfade.handoff.v1.Attempt.successor:type_name -> crossfade.handoff.v1.Process
+	61,  // 84: crossfade.handoff.v1.Attempt.since:type_name -> google.protobuf.Duration
+	61,  // 85: crossfade.handoff.v1.Attempt.remaining:type_name -> google.protobuf.Duration
+	13,  // 86: crossfade.handoff.v1.Failure.successor:type_name -> crossfade.handoff.v1.Process
+	61,  // 87: crossfade.handoff.v1.Failure.ago:type_name -> google.protobuf.Duration
+	3,   // 88: crossfade.handoff.v1.DescriptorStatus.kind:type_name -> crossfade.handoff.v1.Kind
+	8,   // 89: crossfade.handoff.v1.DescriptorStatus.origin:type_name -> crossfade.handoff.v1.Origin
+	13,  // 90: crossfade.handoff.v1.Event.process:type_name -> crossfade.handoff.v1.Process
+	7,   // 91: crossfade.handoff.v1.Event.state:type_name -> crossfade.handoff.v1.State
+	54,  // 92: crossfade.handoff.v1.Event.attempt:type_name -> crossfade.handoff.v1.Attempt
+	55,  // 93: crossfade.handoff.v1.Event.failure:type_name -> crossfade.handoff.v1.Failure
+	16,  // 94: crossfade.handoff.v1.CheckReply.refuse:type_name -> crossfade.handoff.v1.Refuse
+	61,  // 95: crossfade.handoff.v1.CheckReply.ready_timeout:type_name -> google.protobuf.Duration
+	61,  // 96: crossfade.handoff.v1.CheckReply.max_ready_timeout:type_name -> google.protobuf.Duration
+	61,  // 97: crossfade.handoff.v1.CheckReply.commit_timeout:type_name -> google.protobuf.Duration
+	61,  // 98: crossfade.handoff.v1.CheckReply.probation:type_name -> google.protobuf.Duration
+	13,  // 99: crossfade.handoff.v1.Outcome.serving:type_name -> crossfade.handoff.v1.Process
+	7,   // 100: crossfade.handoff.v1.Outcome.state:type_name -> crossfade.handoff.v1.State
+	9,   // 101: crossfade.handoff.v1.Outcome.code:type_name -> crossfade.handoff.v1.OutcomeCode
+	13,  // 102: crossfade.handoff.v1.Outcome.who:type_name -> crossfade.handoff.v1.Process
+	10,  // 103: crossfade.handoff.v1.Error.code:type_name -> crossfade.handoff.v1.ErrorCode
+	104, // [104:104] is the sub-list for method output_type
+	104, // [104:104] is the sub-list for method input_type
+	104, // [104:104] is the sub-list for extension type_name
+	104, // [104:104] is the sub-list for extension extendee
+	0,   // [0:104] is the sub-list for field type_name
 }
 
 func init() { file_crossfade_handoff_v1_handoff_proto_init() }
@@ -4926,20 +5290,22 @@ func file_crossfade_handoff_v1_handoff_proto_init() {
 		(*ControlRequest_Rollback)(nil),
 		(*ControlRequest_EndDrain)(nil),
 		(*ControlRequest_Stop)(nil),
+		(*ControlRequest_Check)(nil),
 	}
-	file_crossfade_handoff_v1_handoff_proto_msgTypes[39].OneofWrappers = []any{
+	file_crossfade_handoff_v1_handoff_proto_msgTypes[40].OneofWrappers = []any{
 		(*ControlResponse_Status)(nil),
 		(*ControlResponse_Event)(nil),
 		(*ControlResponse_Outcome)(nil),
 		(*ControlResponse_Error)(nil),
+		(*ControlResponse_Check)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_crossfade_handoff_v1_handoff_proto_rawDesc), len(file_crossfade_handoff_v1_handoff_proto_rawDesc)),
-			NumEnums:      10,
-			NumMessages:   48,
+			NumEnums:      11,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

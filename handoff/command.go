@@ -1,0 +1,403 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+)
+
+// This file answers controllers: what they ask, and what they have the process do.
+
+// Commands is what a controller may have the owner do. The methods are called
+// concurrently. ctx ends when the controller has left.
+type Commands interface {
+	// Upgrade starts a successor and returns nil when that one owns; with settled,
+	// when this process has decided to retire, or an error once it owns again. The
+	// end of ctx before Commit cancels the attempt.
+	Upgrade(ctx context.Context, settled bool) error
+	// Settle ends this process's probation, and returns nil when the predecessor
+	// cannot come back.
+	Settle(ctx context.Context) error
+	// Rollback gives the service back, and returns nil when the predecessor has it.
+	Rollback(ctx context.Context, reason string) error
+	// EndDrain asks an older generation to end its drain, and returns what it has
+	// done, one sentence.
+	EndDrain(ctx context.Context, generation uint64) (string, error)
+	// Stop takes this process out. It does not wait for that.
+	Stop(reason string)
+}
+
+const (
+	// maxCancelled is how many instances are remembered that must not own: each for
+	// a deployment that has given up, and ends its candidate next.
+	maxCancelled = 256
+	// cancelGrace is how long a candidate that is cancelled has to exit before it
+	// is ended, where that is asked for.
+	cancelGrace = 3 * time.Second
+)
+
+// answer serves one request. ctx bounds what a request may not take long for.
+func (s *Server) answer(ctx context.Context, l *link, r *pb.ControlRequest) error {
+	switch {
+	case r.GetStatus() != nil:
+		return s.serveStatus(ctx, l)
+	case r.GetWatch() != nil:
+		return s.serveWatch(l)
+	case r.GetCheck() != nil:
+		return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Check{Check: s.rehearse(ctx, r.GetCheck())}})
+	}
+	name := messageName(r)
+	do := s.commandFor(r)
+	if do == nil {
+		return respondError(l, pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED, "this version does not implement "+name)
+	}
+	defer s.owe()()
+	ctx, cancel := attended(l)
+	defer cancel()
+	text, who, err := do(ctx)
+	switch {
+	case errors.Is(err, ErrMoved):
+		return respondError(l, pb.ErrorCode_ERROR_CODE_MOVED, sentence(err))
+	case errors.Is(err, ErrNotAllowed):
+		return respondError(l, pb.ErrorCode_ERROR_CODE_NOT_ALLOWED, sentence(err))
+	case errors.Is(err, ErrWrongState), errors.Is(err, ErrNotReady) && !errors.As(err, new(*RefusedError)):
+		return respondError(l, pb.ErrorCode_ERROR_CODE_WRONG_STATE, sentence(err))
+	case err != nil:
+		s.log.Info("a controller's request was not fulfilled", "request", name, "err", err)
+	default:
+		s.log.Info("a controller's request was fulfilled", "request", name, "outcome", text)
+	}
+	return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Outcome{Outcome: s.outcome(text, who, err)}})
+}
+
+// commandFor returns what a request has this process do, nil if it is not known.
+// It returns one sentence on what was done, and to whom.
+func (s *Server) commandFor(r *pb.ControlRequest) func(context.Context) (string, *Process, error) {
+	if r.GetCancel() != nil {
+		return func(ctx context.Context) (string, *Process, error) { return s.cancel(ctx, r.GetCancel()) }
+	}
+	if s.commands == nil {
+		return nil
+	}
+	switch {
+	case r.GetUpgrade() != nil:
+		return func(ctx context.Context) (string, *Process, error) { return s.upgrade(ctx, r.GetUpgrade()) }
+	case r.GetSettle() != nil:
+		return s.asOwner(func(ctx context.Context) (string, error) {
+			return "settled: the predecessor cannot come back", s.commands.Settle(ctx)
+		})
+	case r.GetRollback() != nil:
+		return s.asOwner(func(ctx context.Context) (string, error) {
+			return "rolled back: the predecessor owns again", s.commands.Rollback(ctx, printable(r.GetRollback().GetReason()))
+		})
+	case r.GetEndDrain() != nil:
+		return s.asOwner(func(ctx context.Context) (string, error) {
+			return s.commands.EndDrain(ctx, r.GetEndDrain().GetGeneration())
+		})
+	case r.GetStop() != nil:
+		return s.asOwner(func(ctx context.Context) (string, error) {
+			if err := s.commands.Settle(ctx); err != nil {
+				return "", err
+			}
+			s.commands.Stop(printable(r.GetStop().GetReason()))
+			return "stopping", nil
+		})
+	default:
+		return nil
+	}
+}
+
+// asOwner is a command to whoever owns.
+func (s *Server) asOwner(do func(context.Context) (string, error)) func(context.Context) (string, *Process, error) {
+	return func(ctx context.Context) (string, *Process, error) {
+		if err := s.checkOwner(); err != nil {
+			return "", nil, err
+		}
+		text, err := do(ctx)
+		return text, nil, err
+	}
+}
+
+// checkOwner returns ErrMoved in a process that does not own, nor is about to.
+func (s *Server) checkOwner() error {
+	if state := s.State(); !state.Owns() && state != StateHeir {
+		return fmt.Errorf("%w: this process is %v", ErrMoved, state)
+	}
+	return nil
+}
+
+func (s *Server) upgrade(ctx context.Context, r *pb.UpgradeRequest) (string, *Process, error) {
+	if err := s.checkOwner(); err != nil {
+		return "", nil, err
+	}
+	if r.GetTimeout() != nil {
+		limit := max(durationFromWire(r.GetTimeout()), 0)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, &TimeoutError{For: "end of the upgrade", Limit: limit})
+		defer cancel()
+	}
+	err := s.commands.Upgrade(ctx, r.GetWaitSettled())
+	if r.GetWaitSettled() {
+		return "upgraded, and settled: this process cannot come back", nil, err
+	}
+	return "upgraded: the successor owns", nil, err
+}
+
+// cancel gives the attempt under way up, or that of an instance.
+func (s *Server) cancel(ctx context.Context, r *pb.CancelRequest) (string, *Process, error) {
+	reason := printable(r.GetReason())
+	if reason == "" {
+		reason = "by a controller"
+	}
+	p, err := s.doom(r.GetInstance())
+	if err != nil {
+		return "", nil, err
+	}
+	if p == nil {
+		return "nothing to cancel: no such attempt is under way", nil, nil
+	}
+	who := s.candidateOf(p)
+	tooLate := make(chan struct{})
+	p.link.post(func() error {
+		switch {
+		case p.committed:
+			close(tooLate)
+			return nil
+		case p.ended:
+			return nil
+		}
+		return fmt.Errorf("%w: %s", ErrCancelled, reason)
+	})
+	select {
+	case <-p.aborted:
+	case <-p.released:
+	case <-tooLate:
+	case <-ctx.Done():
+		return "", &who, context.Cause(ctx)
+	}
+	if !r.GetKill() {
+		if isClosed(tooLate) && !isClosed(p.released) {
+			return "", &who, fmt.Errorf("%w to %v, which has not answered", ErrCommitted, who)
+		}
+		if !isClosed(p.released) {
+			return "", &who, fmt.Errorf("%w: %v cannot be told, and nobody else can take over before it has ended", ErrOutcomeUnknown, who)
+		}
+		return "cancelled", &who, nil
+	}
+	return s.endCandidate(ctx, p, &who)
+}
+
+// endCandidate ends the process of an attempt that was cancelled, or could not be,
+// unless it exits by itself.
+func (s *Server) endCandidate(ctx context.Context, p *predecessor, who *Process) (string, *Process, error) {
+	if p.process == nil {
+		return "", who, fmt.Errorf("%w: %v cannot be ended: this system tells nothing of its process", ErrNotAllowed, who)
+	}
+	timer := time.NewTimer(cancelGrace)
+	defer timer.Stop()
+	select {
+	case <-p.process.Exited():
+		return "cancelled: its process has ended", who, nil
+	case <-timer.C:
+	case <-ctx.Done():
+		return "", who, context.Cause(ctx)
+	}
+	if s.State() == StateProbation || s.State() == StateDraining {
+		return "", who, fmt.Errorf("%w: %v has answered, and owns", ErrMoved, who)
+	}
+	if err := p.process.Kill(); err != nil {
+		return "", who, fmt.Errorf("%w: %v cannot be ended: %w", ErrNotAllowed, who, err)
+	}
+	s.log.Warn("a candidate was ended because a controller wished so", "who", *who)
+	select {
+	case <-p.released: // this process owns again, if it did not
+	case <-ctx.Done():
+		return "", who, context.Cause(ctx)
+	}
+	return "cancelled, and its process was killed", who, nil
+}
+
+// doom returns the attempt that is to be cancelled, nil for none, and refuses the
+// instance from now on, if one is given.
+func (s *Server) doom(instance string) (*predecessor, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.state == StateStandby, s.state.Owns(), s.state == StateHeir:
+	case instance != "" && s.successor != nil && s.successor.Instance == instance:
+		return nil, fmt.Errorf("%w: %v owns", ErrCommitted, *s.successor)
+	default:
+		return nil, fmt.Errorf("%w: this process is %v", ErrMoved, s.state)
+	}
+	if instance != "" && !slices.Contains(s.cancelled, instance) {
+		s.cancelled = append(s.cancelled, instance)
+		s.cancelled = s.cancelled[max(0, len(s.cancelled)-maxCancelled):]
+	}
+	if s.attempt == nil || instance != "" && s.attempt.who.Instance != instance {
+		return nil, nil //nolint:nilnil // nothing to cancel is no error
+	}
+	return s.attempt, nil
+}
+
+func (s *Server) candidateOf(p *predecessor) Process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return p.attemptLocked().Successor
+}
+
+// rehearse says what a candidate would meet.
+func (s *Server) rehearse(ctx context.Context, r *pb.CheckRequest) *pb.CheckReply {
+	who := s.candidate(&pb.Hello{
+		Process: r.GetSuccessor(), Force: r.GetForce(), Probation: r.GetProbation(), AtProbationEnd: r.GetAtProbationEnd(),
+	}, nil)
+	refusal, _ := s.refusal()
+	if refusal == nil || passing(refusal.GetCode()) {
+		if final := s.judge(ctx, who); final != nil {
+			refusal = final
+		}
+	}
+	return &pb.CheckReply{
+		Refuse: refusal, Total: uint32(len(s.service.Descriptors())),
+		ReadyTimeout: durationpb.New(s.limits.Ready), MaxReadyTimeout: durationpb.New(s.limits.MaxReady),
+		CommitTimeout: durationpb.New(s.limits.Commit), Probation: durationpb.New(who.Probation),
+	}
+}
+
+func (s *Server) serveStatus(ctx context.Context, l *link) error {
+	for _, page := range statusPages(s.Status(ctx)) {
+		if err := respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Status{Status: page}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// outcome is how a command ended, and who serves now.
+func (s *Server) outcome(text string, who *Process, err error) *pb.Outcome {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := &pb.Outcome{Ok: err == nil, Reason: oneLine(text), State: pb.State(s.state)}
+	switch serving := s.servingLocked(); {
+	case serving == nil:
+	default:
+		out.Serving = processToWire(*serving)
+	}
+	if err != nil {
+		out.Reason, out.Code = sentence(err), outcomeCode(err)
+		if refused := new(RefusedError); errors.As(err, &refused) && refused.Who != nil {
+			who = refused.Who
+		}
+	}
+	if who != nil {
+		out.Who = processToWire(*who)
+	}
+	return out
+}
+
+// servingLocked is who owns, nil if that cannot be said here.
+func (s *Server) servingLocked() *Process {
+	switch {
+	case s.state.Owns():
+		return &s.self
+	case s.state == StateStandby:
+		return nil
+	default:
+		return s.successor
+	}
+}
+
+// outcomeCode finds the code that tells a controller why err ended its request.
+func outcomeCode(err error) pb.OutcomeCode {
+	if refused := new(RefusedError); errors.As(err, &refused) && refused.Passing() {
+		return pb.OutcomeCode_OUTCOME_CODE_BUSY
+	}
+	for _, c := range []struct {
+		sentinel error
+		code     pb.OutcomeCode
+	}{
+		{ErrOutcomeUnknown, pb.OutcomeCode_OUTCOME_CODE_UNKNOWN},
+		{ErrPolicy, pb.OutcomeCode_OUTCOME_CODE_REFUSED},
+		{ErrIncompatible, pb.OutcomeCode_OUTCOME_CODE_REFUSED},
+		{ErrControlLost, pb.OutcomeCode_OUTCOME_CODE_REFUSED},
+		{ErrCommitted, pb.OutcomeCode_OUTCOME_CODE_COMMITTED},
+		{ErrSettled, pb.OutcomeCode_OUTCOME_CODE_SETTLED},
+		{ErrRolledBack, pb.OutcomeCode_OUTCOME_CODE_ROLLED_BACK},
+		{ErrTimeout, pb.OutcomeCode_OUTCOME_CODE_TIMEOUT},
+		{ErrCancelled, pb.OutcomeCode_OUTCOME_CODE_CANCELLED},
+	} {
+		if errors.Is(err, c.sentinel) {
+			return c.code
+		}
+	}
+	return pb.OutcomeCode_OUTCOME_CODE_FAILED
+}
+
+// owe counts an answer that a controller waits for, until the function that it
+// returns is called. A process that is about to leave gives them a moment.
+func (s *Server) owe() (paid func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.owed++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.owed--; s.owed == 0 && s.paid != nil {
+			close(s.paid)
+			s.paid = nil
+		}
+	}
+}
+
+// payDebts returns when every controller that waits for an answer has it, or after a
+// moment: what they wait for has been decided, and is about to close this process's
+// part.
+func (s *Server) payDebts() {
+	s.mu.Lock()
+	if s.owed == 0 {
+		s.mu.Unlock()
+		return
+	}
+	if s.paid == nil {
+		s.paid = make(chan struct{})
+	}
+	paid := s.paid
+	s.mu.Unlock()
+	timer := time.NewTimer(debtLimit)
+	defer timer.Stop()
+	select {
+	case <-paid:
+	case <-timer.C:
+		s.log.Warn("a controller is left without an answer")
+	}
+}
+
+// debtLimit is how long payDebts waits: an answer that is known is written at once,
+// unless its controller is frozen and its socket full.
+const debtLimit = time.Second
+
+// attended returns a context that ends when the controller has left.
+func attended(l *link) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	go func() { // ends with the connection, which is closed after the answer
+		_ = l.conn.Discard(context.Background())
+		cancel(errControllerGone)
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// errControllerGone ends what a controller has waited for.
+var errControllerGone = errors.New("the controller has left")
+
+func respond(l *link, r *pb.ControlResponse) error {
+	return l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Control{Control: r}})
+}
+
+func respondError(l *link, code pb.ErrorCode, reason string) error {
+	return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Error{Error: &pb.Error{Code: code, Reason: oneLine(reason)}}})
+}
