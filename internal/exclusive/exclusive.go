@@ -30,9 +30,10 @@ type Resource struct {
 	accept    func() // to be called when it is back; nil while it is to stay away
 	retrying  bool
 
-	mu      sync.Mutex
-	trouble error              // why Resume has failed last, nil once it has not
-	giveUp  context.CancelFunc // of the Resume that runs, or nil
+	mu       sync.Mutex
+	trouble  error              // why Resume has failed last, nil once it has not
+	giveUp   context.CancelFunc // of the Resume that runs, or nil
+	unwanted bool               // that one was ended: what it returns is no news
 }
 
 // New returns what suspend lets go of and resume takes back; both may be nil. limit
@@ -118,6 +119,9 @@ func (x *Resource) running(giveUp context.CancelFunc) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.giveUp = giveUp
+	if giveUp != nil {
+		x.unwanted = false
+	}
 }
 
 // interrupt ends the Resume that runs, and forgets what was wrong with it: this
@@ -127,6 +131,7 @@ func (x *Resource) interrupt() {
 	defer x.mu.Unlock()
 	x.trouble = nil
 	if x.giveUp != nil {
+		x.unwanted = true
 		x.giveUp()
 	}
 }
@@ -135,6 +140,10 @@ func (x *Resource) interrupt() {
 func (x *Resource) note(err error) {
 	x.mu.Lock()
 	before := x.trouble
+	if x.unwanted {
+		x.mu.Unlock()
+		return
+	}
 	x.trouble = err
 	x.mu.Unlock()
 	switch {
