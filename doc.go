@@ -51,6 +51,12 @@
 // begins at [Upgrader.Settled], and what only one process may use is guarded by
 // [Config.Suspend] and [Config.Resume].
 //
+// # Deploying
+//
+// The command crossfade starts a successor from a script and says what became of it;
+// [Dial] gives a Go program the same. Either asks the owner on its control socket:
+// how it stands, to upgrade itself, to settle, to roll back, to stop.
+//
 // # What a successor gets besides sockets
 //
 // Files and locks that are descriptors: [Fds.AddFile]. Bytes that the predecessor

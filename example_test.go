@@ -2,9 +2,11 @@ package crossfade_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log" //nolint:depguard // The shortest end of a program in an example.
 	"net/http"
+	"time"
 
 	"github.com/crossfade-go/crossfade"
 )
@@ -31,6 +33,47 @@ func Example() {
 	drain, cancel := upg.DrainContext(context.Background())
 	defer cancel()
 	srv.Shutdown(drain)
+}
+
+// What `myapp reload` does: the running process starts its own successor, and this one
+// says what became of it.
+func ExampleController_Upgrade() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	service, err := crossfade.Dial(ctx, "/tmp/app.sock")
+	if err != nil {
+		log.Fatal(err)
+	}
+	outcome, err := service.Upgrade(ctx, &crossfade.UpgradeOptions{Timeout: time.Minute})
+	if err != nil {
+		log.Fatal(err) // the old process serves, and the error says why
+	}
+	fmt.Println("now serving:", outcome.Serving)
+}
+
+// A deployer that lets the new process go on only if it proves healthy within its
+// probation. It rolls back by itself if the deployer dies: the new process was
+// started with CROSSFADE_PROBATION=30s and CROSSFADE_AT_PROBATION_END=rollback.
+func ExampleController_Settle() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	service, err := crossfade.Dial(ctx, "/tmp/app.sock")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if healthy() {
+		_, err = service.Settle(ctx)
+	} else {
+		_, err = service.Rollback(ctx, "the health check failed")
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+func healthy() bool {
+	answer, err := http.Get("http://localhost:8080/health")
+	return err == nil && answer.Body.Close() == nil && answer.StatusCode == http.StatusOK
 }
 
 func hello(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello\n") }
