@@ -1,0 +1,4 @@
+package main
+
+// Main is the program, for the test binary that runs as it.
+var Main = main
