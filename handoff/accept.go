@@ -138,7 +138,7 @@ func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 		return nil, err
 	}
 	if hello.GetRole() == pb.Role_ROLE_CONTROLLER {
-		if err := s.serveController(ctx, l); err != nil {
+		if err := s.serveController(ctx, l, peer); err != nil {
 			return nil, err
 		}
 		return nil, errServed
@@ -276,7 +276,7 @@ func (s *Server) discardUntil(changed <-chan struct{}, l *link) (left bool) {
 }
 
 // serveController answers the one request of a controller.
-func (s *Server) serveController(ctx context.Context, l *link) error {
+func (s *Server) serveController(ctx context.Context, l *link, peer *scm.Peer) error {
 	welcome := &pb.Welcome{Version: Version, Predecessor: processToWire(s.process())}
 	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}}); err != nil {
 		return err
@@ -299,7 +299,7 @@ func (s *Server) serveController(ctx context.Context, l *link) error {
 		s.refuse(l, refusalOf(err))
 		return err
 	}
-	return s.answer(ctx, l, request)
+	return s.answer(ctx, l, peer, request)
 }
 
 // refuse answers a client that is turned away, if it can be answered.

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
+	"github.com/crossfade-go/crossfade/scm"
 )
 
 // This file answers controllers: what they ask, and what they have the process do.
@@ -42,15 +43,15 @@ const (
 	cancelGrace = 3 * time.Second
 )
 
-// answer serves one request. ctx bounds what a request may not take long for.
-func (s *Server) answer(ctx context.Context, l *link, r *pb.ControlRequest) error {
+// answer serves one request of peer. ctx bounds what a request may not take long for.
+func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.ControlRequest) error {
 	switch {
 	case r.GetStatus() != nil:
 		return s.serveStatus(ctx, l)
 	case r.GetWatch() != nil:
 		return s.serveWatch(l)
 	case r.GetCheck() != nil:
-		return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Check{Check: s.rehearse(ctx, r.GetCheck())}})
+		return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Check{Check: s.rehearse(ctx, peer, r.GetCheck())}})
 	}
 	name := messageName(r)
 	do := s.commandFor(r)
@@ -229,6 +230,8 @@ func (s *Server) doom(instance string) (*predecessor, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case instance != "" && s.self.Instance == instance && (s.state.Owns() || s.state == StateHeir):
+		return nil, fmt.Errorf("%w: %v owns, or is about to", ErrCommitted, s.self)
 	case s.state == StateStandby, s.state.Owns(), s.state == StateHeir:
 	case instance != "" && s.successor != nil && s.successor.Instance == instance:
 		return nil, fmt.Errorf("%w: %v owns", ErrCommitted, *s.successor)
@@ -251,11 +254,12 @@ func (s *Server) candidateOf(p *predecessor) Process {
 	return p.attemptLocked().Successor
 }
 
-// rehearse says what a candidate would meet.
-func (s *Server) rehearse(ctx context.Context, r *pb.CheckRequest) *pb.CheckReply {
+// rehearse says what a candidate would meet that peer were. A policy may rely on
+// there being a peer.
+func (s *Server) rehearse(ctx context.Context, peer *scm.Peer, r *pb.CheckRequest) *pb.CheckReply {
 	who := s.candidate(&pb.Hello{
 		Process: r.GetSuccessor(), Force: r.GetForce(), Probation: r.GetProbation(), AtProbationEnd: r.GetAtProbationEnd(),
-	}, nil)
+	}, peer)
 	refusal, _ := s.refusal()
 	if refusal == nil || passing(refusal.GetCode()) {
 		if final := s.judge(ctx, who); final != nil {
