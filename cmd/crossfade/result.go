@@ -13,6 +13,8 @@ import (
 	"github.com/crossfade-go/crossfade"
 )
 
+// This file is how a command ends: its exit code, its sentence and its object.
+
 // code is an exit status. Each answers "who serves now?", and none ever changes its
 // meaning. 1 is not among them: it is what others use for everything.
 type code int
@@ -32,13 +34,36 @@ const (
 	codeUnhealthy code = 11 // the new one serves and is not healthy
 )
 
+// allCodes are the exit statuses in their order.
+var allCodes = []code{
+	codeDone, codeUsage, codeNoOwner, codeBusy, codeFailed, codeTimeout,
+	codeDenied, codeRefused, codeUnknown, codeNobody, codeUnhealthy,
+}
+
+// meanings are what help, the man page and docs/tool.md say of each.
+var meanings = map[code]string{
+	codeDone:      "done",
+	codeUsage:     "the command line is wrong; nothing was tried",
+	codeNoOwner:   "nobody owns the socket",
+	codeBusy:      "busy: something is in the way that passes; the sentence says who",
+	codeFailed:    "failed, timed out or rolled back: the old one serves",
+	codeTimeout:   "what was waited for has not happened in time",
+	codeDenied:    "not permitted",
+	codeRefused:   "refused: by policy, as incompatible, or because it is too late for that",
+	codeUnknown:   "the outcome is unknown: look before you do anything else",
+	codeNobody:    "failed, and nobody serves",
+	codeUnhealthy: "the new one serves, and is not healthy",
+}
+
+func (c code) meaning() string { return meanings[c] }
+
 // result is how a command ended.
 type result struct {
 	code    code
 	reason  string             // one sentence, for stderr and JSON
 	serving *crossfade.Process // who serves now, nil for nobody or unknown
 	output  string             // what was asked for, for stdout; may be empty
-	fields  map[string]any     // what the object of -json has besides; may be nil
+	fields  map[string]any     // what the object of --json has besides; may be nil
 }
 
 func usage(format string, args ...any) result {
@@ -50,11 +75,7 @@ func (in *invocation) finish(r result) code {
 	if in.json {
 		object := map[string]any{"ok": r.code == codeDone, "code": int(r.code), "reason": r.reason, "serving": process(r.serving)}
 		maps.Copy(object, r.fields)
-		line, err := json.Marshal(object)
-		if err != nil {
-			panic(err) // the values are this program's
-		}
-		fmt.Fprintf(in.stdout, "%s\n", line)
+		in.printJSON(object)
 	} else {
 		fmt.Fprint(in.stdout, r.output)
 	}
@@ -62,6 +83,15 @@ func (in *invocation) finish(r result) code {
 		in.say("%s", r.reason)
 	}
 	return r.code
+}
+
+// printJSON prints one object, on one line of stdout.
+func (in *invocation) printJSON(object map[string]any) {
+	line, err := json.Marshal(object)
+	if err != nil {
+		panic(err) // the values are this program's
+	}
+	fmt.Fprintf(in.stdout, "%s\n", line)
 }
 
 // process is a process as JSON has it: null for nobody.
@@ -79,14 +109,47 @@ func done(out *crossfade.Outcome) result {
 
 // failure is the result of an error, and looks who serves if the error does not say.
 func failure(in *invocation, err error) result {
-	r := result{code: codeOf(err), reason: strings.TrimPrefix(err.Error(), "crossfade: ")}
+	r := result{code: codeOf(err), reason: sentence(err)}
 	if out := new(crossfade.OutcomeError); errors.As(err, &out) && out.Serving != nil {
 		r.serving = out.Serving
 	}
-	if r.serving == nil && r.code != codeNoOwner {
-		r.serving, _ = whoServes(in.socket)
+	if r.serving != nil || r.code == codeNoOwner || r.code == codeDenied {
+		return r
+	}
+	serving, lookErr := whoServes(in.socket)
+	switch {
+	case lookErr == nil:
+		r.serving = serving
+	case errors.Is(lookErr, crossfade.ErrNoOwner) && (r.code == codeFailed || r.code == codeUnknown):
+		r.code = codeNobody
+		r.reason += "; nobody owns the socket now"
+	case impatient(err) && impatient(lookErr):
+		r.code, r.reason = codeUnknown, silence(in, err)
+	case r.code == codeFailed: // which would say that somebody serves
+		r.code = codeUnknown
+		r.reason += "; who serves is not known: " + sentence(lookErr)
 	}
 	return r
+}
+
+// sentence is an error as the tool says it.
+func sentence(err error) string { return strings.TrimPrefix(err.Error(), "crossfade: ") }
+
+// impatient reports whether err says that nobody has answered in time.
+func impatient(err error) bool { return errors.Is(err, context.DeadlineExceeded) }
+
+// silence says that the owner does not answer, and what can be done about it.
+func silence(in *invocation, err error) string {
+	who := "whoever listens there"
+	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
+	defer cancel()
+	if c, err := crossfade.Dial(ctx, in.socket); err == nil {
+		if peer, err := c.Peer(ctx); err == nil {
+			who = "the process that listens there (" + peer.String() + ")"
+			_ = peer.Close()
+		}
+	}
+	return fmt.Sprintf("%s: %s does not answer on %s: it is stopped, frozen or overloaded; wake it up or end it", sentence(err), who, in.socket)
 }
 
 // lookTimeout is how long an owner may take to say that it serves, after something
@@ -125,6 +188,7 @@ func codeOf(err error) code {
 		{crossfade.ErrNotReady, codeBusy},
 		{crossfade.ErrProbation, codeBusy},
 		{crossfade.ErrDraining, codeBusy},
+		{crossfade.ErrStopping, codeBusy},
 		{crossfade.ErrOutcomeUnknown, codeUnknown},
 		{crossfade.ErrOwnerUnknown, codeUnknown},
 		{crossfade.ErrPolicy, codeRefused},
@@ -132,8 +196,13 @@ func codeOf(err error) code {
 		{crossfade.ErrUnimplemented, codeRefused},
 		{crossfade.ErrControlLost, codeRefused},
 		{crossfade.ErrLimit, codeRefused},
+		{crossfade.ErrWrongState, codeRefused},
+		{crossfade.ErrSettled, codeRefused},
+		{crossfade.ErrCommitted, codeRefused},
 		{crossfade.ErrLost, codeUnknown},
 		{crossfade.ErrMoved, codeUnknown},
+		{context.DeadlineExceeded, codeUnknown},
+		{context.Canceled, codeUnknown},
 	} {
 		if errors.Is(err, c.sentinel) {
 			return c.code

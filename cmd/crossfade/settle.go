@@ -9,15 +9,16 @@ import (
 )
 
 var settleCommand = &command{
-	name: "settle", args: "[-socket S] [-timeout 10s] [-json]",
+	name: "settle", args: "[--timeout D]",
 	summary: "end the probation of the new owner: it stays",
-	long: `Settle tells the owner to stay, and returns when its predecessor cannot come back.
-Without a probation there is nothing to do, and that is a success.`,
-	example: "crossfade settle -socket /run/app/control.sock",
+	long: `It tells the owner to stay, and returns when its predecessor cannot come back. Without a
+probation there is nothing to do, and that is a success.`,
+	example: "crossfade settle --socket /run/app/control.sock",
+	codes:   []code{codeDone, codeNoOwner, codeFailed, codeDenied, codeRefused, codeUnknown, codeNobody},
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
-		timeout := flags.Duration("timeout", 10*time.Second, "how long to wait for the owner")
+		limit := timeout(flags, 10*time.Second, "how long to wait for the owner and its predecessor")
 		return func(ctx context.Context, in *invocation) result {
-			ctx, cancel := context.WithTimeout(ctx, *timeout)
+			ctx, cancel := limit.context(ctx)
 			defer cancel()
 			c, err := crossfade.Dial(ctx, in.socket)
 			if err != nil {
