@@ -261,8 +261,8 @@ func (r receiver) Yield(ctx context.Context) error {
 
 func (r receiver) Settled() {
 	orphans := r.u.fds.settle()
+	r.u.older.Retired() // first: whoever is told of the other looks at the list
 	r.u.server.SetSettled()
-	r.u.older.Retired()
 	r.u.fds.unlinkUnused(orphans) // may wait for locks: a Stop meanwhile goes by the server
 	r.u.giveUpInheritedPath()
 	r.u.markSettled()

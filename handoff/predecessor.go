@@ -301,8 +301,9 @@ func (p *predecessor) progress(m *pb.Progress) time.Duration {
 	status := m.GetStatus()
 	status = printable(status[:min(len(status), MaxStatus)])
 	p.server.mu.Lock()
-	p.status = status
-	p.server.mu.Unlock()
+	defer p.server.mu.Unlock()
+	p.status, p.stepEnds = status, p.deadline
+	p.server.tellWatchersLocked("the successor initialises", p)
 	return p.deadline.Sub(p.offeredAt)
 }
 

@@ -172,6 +172,7 @@ func (s *Server) SetReady() {
 	defer s.mu.Unlock()
 	s.ready = true
 	s.notifyLocked()
+	s.tellWatchersLocked("ready: this process hands over from now on", nil)
 }
 
 // SetSettled says that the predecessor cannot come back: from now on the owner
@@ -191,6 +192,7 @@ func (s *Server) GenerationGone() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.notifyLocked()
+	s.tellWatchersLocked("an older generation has gone", s.attempt)
 }
 
 // Draining tells the successor of a process that drains how many connections are
@@ -406,6 +408,13 @@ func (s *Server) tellLocked(text string, p *predecessor, failure *Failure) {
 		s.onEvent(event)
 	}
 	s.watchers.tell(event)
+}
+
+// tellWatchersLocked tells of something that is no change of this process's part, and
+// no news to its program: it called for it, or can ask. Nor may a candidate fill the
+// program's queue of events, which has no bound.
+func (s *Server) tellWatchersLocked(text string, p *predecessor) {
+	s.watchers.tell(s.eventLocked(text, p, nil))
 }
 
 func (s *Server) eventLocked(text string, p *predecessor, failure *Failure) Event {
