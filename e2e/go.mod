@@ -1,0 +1,12 @@
+module github.com/crossfade-go/crossfade/e2e
+
+go 1.25.0
+
+require github.com/crossfade-go/crossfade v0.0.0
+
+require (
+	golang.org/x/sys v0.47.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
+)
+
+replace github.com/crossfade-go/crossfade => ../
