@@ -97,7 +97,7 @@ type child struct {
 
 // start starts Config.Command with theirs behind the command's own files.
 func (u *Upgrader) start(ctx context.Context, theirs *os.File) (*child, error) {
-	cmd, err := u.cfg.Command(ctx)
+	cmd, err := u.command(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -116,6 +116,19 @@ func (u *Upgrader) start(ctx context.Context, theirs *os.File) (*child, error) {
 		_ = cmd.Wait() // the state says it all
 	}()
 	return c, nil
+}
+
+// command calls Config.Command. What it gets ends with ctx, but not once the command
+// is made: one of exec.CommandContext would be killed when whoever has asked for the
+// upgrade, a controller perhaps, has its answer.
+func (u *Upgrader) command(ctx context.Context) (*exec.Cmd, error) {
+	making, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	made := context.AfterFunc(ctx, func() { giveUp(context.Cause(ctx)) })
+	cmd, err := u.cfg.Command(making)
+	if made() || err != nil {
+		return cmd, err
+	}
+	return nil, context.Cause(ctx)
 }
 
 func (c *child) pid() int { return c.cmd.Process.Pid }
