@@ -62,9 +62,11 @@ func (c *Controller) Status(ctx context.Context) (*Status, error) {
 }
 
 // Watch calls each for every change, first for the state that is found, until ctx
-// ends, each returns an error, or the process that was found has nothing to do with
-// the control socket any more, which the last event tells. The result is the cause
-// of ctx, the error, or nil: then somebody else may own, or nobody.
+// ends, each returns an error, or there is no more to hear: the process that was found
+// has nothing to do with the control socket any more, which the last event tells, or
+// has died, or each was so slow that hundreds of events were waiting for it. The
+// result is the cause of ctx, the error, or nil: then look again, for somebody else
+// may own, or nobody.
 func (c *Controller) Watch(ctx context.Context, each func(Event) error) error {
 	_, err := ask(ctx, c, "watch", func(ctx context.Context, conn *scm.Conn) (struct{}, error) {
 		return struct{}{}, handoff.Watch(ctx, conn, each)
@@ -99,23 +101,30 @@ func (c *Controller) Upgrade(ctx context.Context, opts *UpgradeOptions) (*Outcom
 
 // CancelOptions says which attempt is to be cancelled, and how.
 type CancelOptions struct {
-	// Instance is the candidate's. It is refused from now on too, so that after a
-	// success it certainly never owns. Default: whichever attempt is under way.
+	// Instance is the candidate's. This owner refuses it from now on too, so that
+	// after a success a deployer can end it and be sure that it does not own.
+	// Default: whichever attempt is under way.
 	Instance string
 	// Reason is for the candidate's error.
 	Reason string
-	// Kill ends a candidate that is frozen, as far as the owner may.
+	// Kill ends the candidate's process if it has not exited a few seconds later,
+	// because it is frozen perhaps. It works even after Commit, as long as the
+	// candidate has not answered: nobody knows then who owns, until its end.
+	// ErrNotAllowed if the owner is not certain which process it is.
 	Kill bool
 }
 
 // Cancel has the owner give up the attempt under way, if there is one. The error
-// matches ErrCommitted if it is too late for that. opts may be nil.
+// matches ErrCommitted if it is too late for that, also if Instance has owned, and
+// ErrOutcomeUnknown if the candidate is frozen and cannot be told: then use Kill.
+// opts may be nil.
 func (c *Controller) Cancel(ctx context.Context, opts *CancelOptions) (*Outcome, error) {
 	if opts == nil {
 		opts = new(CancelOptions)
 	}
 	return ask(ctx, c, "cancel", func(ctx context.Context, conn *scm.Conn) (*Outcome, error) {
-		return handoff.RequestCancel(ctx, conn, opts.Instance, opts.Reason, opts.Kill)
+		out, err := handoff.RequestCancel(ctx, conn, opts.Instance, opts.Reason, opts.Kill)
+		return out, outcome(ctx, err)
 	})
 }
 
@@ -142,7 +151,8 @@ func (c *Controller) Rollback(ctx context.Context, reason string) (*Outcome, err
 // if the owner cannot reach it, and says why.
 func (c *Controller) EndDrain(ctx context.Context, generation uint64) (*Outcome, error) {
 	return ask(ctx, c, "drain", func(ctx context.Context, conn *scm.Conn) (*Outcome, error) {
-		return handoff.RequestEndDrain(ctx, conn, generation)
+		out, err := handoff.RequestEndDrain(ctx, conn, generation)
+		return out, outcome(ctx, err)
 	})
 }
 

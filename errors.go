@@ -103,7 +103,8 @@ var (
 	ErrCommitted = handoff.ErrCommitted
 	// ErrWrongState: the owner's state does not allow the request.
 	ErrWrongState = handoff.ErrWrongState
-	// ErrNotAllowed: the owner's configuration does not allow the request.
+	// ErrNotAllowed: the owner's configuration or its system does not allow the
+	// request.
 	ErrNotAllowed = handoff.ErrNotAllowed
 	// ErrUnimplemented: the owner's version does not know the request.
 	ErrUnimplemented = handoff.ErrUnimplemented

@@ -108,6 +108,14 @@ func (s service) Warnings() []string {
 	return warnings
 }
 
+func (s service) Total() int {
+	n := s.u.older.Total() + s.u.fds.total()
+	if s.u.currentClaim() != nil {
+		n += 2 // the listener and the lock
+	}
+	return n
+}
+
 func (s service) Descriptors() []handoff.DescriptorStatus { return s.u.fds.All() }
 
 func (s service) Generations() []handoff.Generation { return s.u.older.All() }

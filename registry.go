@@ -30,6 +30,15 @@ func (f *Fds) offer() []handoff.Descriptor {
 	return ds
 }
 
+// total is how many descriptors an offer would have of this, with the states that
+// are written for it.
+func (f *Fds) total() int {
+	states := len(f.toWrite(AtOffer))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.byName) + states
+}
+
 // freeze makes changes wait, pauses the packet conns, which two processes must
 // not read at once, and with all the listeners too, and returns what has changed
 // since the offer.

@@ -110,6 +110,7 @@ func (s *Server) serve(conn frames, peer *scm.Peer) {
 	s.untrack(conn)
 	go func() { // outlives Close: the connection is this process's lease (I2)
 		p.run()
+		p.users.Wait()
 		closePeer(peer)
 	}()
 }

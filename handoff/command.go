@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -51,7 +52,7 @@ func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.Cont
 	case r.GetWatch() != nil:
 		return s.serveWatch(l)
 	case r.GetCheck() != nil:
-		return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Check{Check: s.rehearse(ctx, peer, r.GetCheck())}})
+		return s.serveCheck(ctx, l, peer, r.GetCheck())
 	}
 	name := messageName(r)
 	do := s.commandFor(r)
@@ -62,6 +63,7 @@ func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.Cont
 	ctx, cancel := attended(l)
 	defer cancel()
 	text, who, err := do(ctx)
+	log := s.log.With("request", name, "peer", peerName(peer))
 	switch {
 	case errors.Is(err, ErrMoved):
 		return respondError(l, pb.ErrorCode_ERROR_CODE_MOVED, sentence(err))
@@ -70,9 +72,9 @@ func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.Cont
 	case errors.Is(err, ErrWrongState), errors.Is(err, ErrNotReady) && !errors.As(err, new(*RefusedError)):
 		return respondError(l, pb.ErrorCode_ERROR_CODE_WRONG_STATE, sentence(err))
 	case err != nil:
-		s.log.Info("a controller's request was not fulfilled", "request", name, "err", err)
+		log.Info("a controller's request was not fulfilled", "err", err)
 	default:
-		s.log.Info("a controller's request was fulfilled", "request", name, "outcome", text)
+		log.Info("a controller's request was fulfilled", "outcome", text)
 	}
 	return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Outcome{Outcome: s.outcome(text, who, err)}})
 }
@@ -94,13 +96,9 @@ func (s *Server) commandFor(r *pb.ControlRequest) func(context.Context) (string,
 			return "settled: the predecessor cannot come back", s.commands.Settle(ctx)
 		})
 	case r.GetRollback() != nil:
-		return s.asOwner(func(ctx context.Context) (string, error) {
-			return "rolled back: the predecessor owns again", s.commands.Rollback(ctx, printable(r.GetRollback().GetReason()))
-		})
+		return func(ctx context.Context) (string, *Process, error) { return s.rollback(ctx, r.GetRollback()) }
 	case r.GetEndDrain() != nil:
-		return s.asOwner(func(ctx context.Context) (string, error) {
-			return s.commands.EndDrain(ctx, r.GetEndDrain().GetGeneration())
-		})
+		return s.asOwner(func(ctx context.Context) (string, error) { return s.endDrain(ctx, r.GetEndDrain().GetGeneration()) })
 	case r.GetStop() != nil:
 		return s.asOwner(func(ctx context.Context) (string, error) {
 			if err := s.commands.Settle(ctx); err != nil {
@@ -150,12 +148,23 @@ func (s *Server) upgrade(ctx context.Context, r *pb.UpgradeRequest) (string, *Pr
 	return "upgraded: the successor owns", nil, err
 }
 
+// rollback also joins the rollback that is under way.
+func (s *Server) rollback(ctx context.Context, r *pb.RollbackRequest) (string, *Process, error) {
+	if err := s.checkOwner(); err != nil && s.State() != StateYielding {
+		return "", nil, err
+	}
+	return "rolled back: the predecessor owns again", nil, s.commands.Rollback(ctx, printable(r.GetReason()))
+}
+
+func (s *Server) endDrain(ctx context.Context, generation uint64) (string, error) {
+	if own := s.Generation(); generation == 0 || generation > own {
+		return "", fmt.Errorf("%w: generation %d has not owned the service, generation %d does", ErrWrongState, generation, own)
+	}
+	return s.commands.EndDrain(ctx, generation)
+}
+
 // cancel gives the attempt under way up, or that of an instance.
 func (s *Server) cancel(ctx context.Context, r *pb.CancelRequest) (string, *Process, error) {
-	reason := printable(r.GetReason())
-	if reason == "" {
-		reason = "by a controller"
-	}
 	p, err := s.doom(r.GetInstance())
 	if err != nil {
 		return "", nil, err
@@ -163,12 +172,17 @@ func (s *Server) cancel(ctx context.Context, r *pb.CancelRequest) (string, *Proc
 	if p == nil {
 		return "nothing to cancel: no such attempt is under way", nil, nil
 	}
+	defer p.users.Done()
+	reason := printable(r.GetReason())
+	if reason == "" {
+		reason = "by a controller"
+	}
 	who := s.candidateOf(p)
-	tooLate := make(chan struct{})
+	standing := make(chan struct{})
 	p.link.post(func() error {
 		switch {
 		case p.committed:
-			close(tooLate)
+			close(standing)
 			return nil
 		case p.ended:
 			return nil
@@ -176,66 +190,149 @@ func (s *Server) cancel(ctx context.Context, r *pb.CancelRequest) (string, *Proc
 		return fmt.Errorf("%w: %s", ErrCancelled, reason)
 	})
 	select {
-	case <-p.aborted:
 	case <-p.released:
-	case <-tooLate:
+	case <-p.aborted:
+	case <-p.owned:
+	case <-standing:
 	case <-ctx.Done():
 		return "", &who, context.Cause(ctx)
 	}
-	if !r.GetKill() {
-		if isClosed(tooLate) && !isClosed(p.released) {
-			return "", &who, fmt.Errorf("%w to %v, which has not answered", ErrCommitted, who)
+	text := "cancelled"
+	if r.GetKill() {
+		if text, err = s.endCandidate(ctx, p, reason); err != nil {
+			return "", &who, err
 		}
-		if !isClosed(p.released) {
-			return "", &who, fmt.Errorf("%w: %v cannot be told, and nobody else can take over before it has ended", ErrOutcomeUnknown, who)
-		}
-		return "cancelled", &who, nil
 	}
-	return s.endCandidate(ctx, p, &who)
+	switch {
+	case isClosed(p.owned):
+		return "", &who, fmt.Errorf("%w: %v owns", ErrCommitted, who)
+	case isClosed(p.released) && s.State() == StateOut:
+		return "", &who, fmt.Errorf("%w: this process has stopped, and %v could not be told", ErrOutcomeUnknown, who)
+	case isClosed(p.released):
+		return text, &who, nil
+	case isClosed(standing):
+		return "", &who, fmt.Errorf("%w to %v, which has not answered", ErrCommitted, who)
+	default:
+		return "", &who, fmt.Errorf("%w: %v cannot be told, and nobody else can take over before it has ended", ErrOutcomeUnknown, who)
+	}
 }
 
 // endCandidate ends the process of an attempt that was cancelled, or could not be,
-// unless it exits by itself.
-func (s *Server) endCandidate(ctx context.Context, p *predecessor, who *Process) (string, *Process, error) {
+// unless it exits by itself or comes to own. It returns when this process has noticed.
+func (s *Server) endCandidate(ctx context.Context, p *predecessor, reason string) (text string, err error) {
 	if p.process == nil {
-		return "", who, fmt.Errorf("%w: %v cannot be ended: this system tells nothing of its process", ErrNotAllowed, who)
+		if isClosed(p.released) {
+			return "cancelled; whether its process ends is not known here", nil
+		}
+		return "", fmt.Errorf("%w: the candidate's process cannot be ended: it is not certain which it is", ErrNotAllowed)
 	}
 	timer := time.NewTimer(cancelGrace)
 	defer timer.Stop()
+	text = "cancelled: its process has ended"
 	select {
 	case <-p.process.Exited():
-		return "cancelled: its process has ended", who, nil
+	case <-p.owned:
+		return "", nil
 	case <-timer.C:
+		if err := s.kill(ctx, p, reason); err != nil || isClosed(p.owned) {
+			return "", err
+		}
+		s.log.Warn("a candidate was killed because a controller wished so", "who", s.candidateOf(p), "reason", reason)
+		text = "cancelled, and its process was killed"
 	case <-ctx.Done():
-		return "", who, context.Cause(ctx)
+		return "", context.Cause(ctx)
 	}
-	if s.State() == StateProbation || s.State() == StateDraining {
-		return "", who, fmt.Errorf("%w: %v has answered, and owns", ErrMoved, who)
-	}
-	if err := p.process.Kill(); err != nil {
-		return "", who, fmt.Errorf("%w: %v cannot be ended: %w", ErrNotAllowed, who, err)
-	}
-	s.log.Warn("a candidate was ended because a controller wished so", "who", *who)
 	select {
 	case <-p.released: // this process owns again, if it did not
 	case <-ctx.Done():
-		return "", who, context.Cause(ctx)
+		return "", context.Cause(ctx)
 	}
-	return "cancelled, and its process was killed", who, nil
+	select {
+	case <-p.process.Exited():
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+	return text, nil
 }
 
-// doom returns the attempt that is to be cancelled, nil for none, and refuses the
-// instance from now on, if one is given.
-func (s *Server) doom(instance string) (*predecessor, error) {
+// kill ends the candidate's process, as long as that is not the owner's.
+func (s *Server) kill(ctx context.Context, p *predecessor, reason string) error {
+	result := make(chan error, 1) // room, for nobody may read it
+	p.link.post(func() error {
+		done, err := s.killCommitted(p)
+		if !done {
+			return nil
+		}
+		result <- err
+		if err != nil || p.brokeAt != "" {
+			return nil // in which case its end is waited for already
+		}
+		return fmt.Errorf("%w: %s, and its process was killed", ErrCancelled, reason)
+	})
+	select {
+	case err := <-result:
+		return err
+	case <-p.owned:
+		return nil
+	case <-p.aborted: // it is certain that it was never committed to
+	case <-p.released:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case err := <-result: // both were there
+		return err
+	default:
+	}
+	if isClosed(p.owned) {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	again := s.attempt != nil && s.attempt != p && s.attempt.who.PID == p.who.PID
+	if again || s.successor != nil && s.successor.PID == p.who.PID {
+		return fmt.Errorf("%w: the process of %v has made another attempt since", ErrWrongState, p.who.Process)
+	}
+	return notKilled(p.process.Kill())
+}
+
+// killCommitted ends the process of a candidate that was committed to and has not
+// answered. It is called by the machine, for which the next thing to hear is that
+// one's end: nothing that is still on its way can make it the owner. It reports
+// false for a candidate that was not committed to, or owns.
+func (s *Server) killCommitted(p *predecessor) (done bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case instance != "" && s.self.Instance == instance && (s.state.Owns() || s.state == StateHeir):
-		return nil, fmt.Errorf("%w: %v owns, or is about to", ErrCommitted, s.self)
-	case s.state == StateStandby, s.state.Owns(), s.state == StateHeir:
-	case instance != "" && s.successor != nil && s.successor.Instance == instance:
-		return nil, fmt.Errorf("%w: %v owns", ErrCommitted, *s.successor)
-	default:
+	case !p.committed, s.state != StateStandby:
+		return false, nil
+	case s.stopping:
+		return true, errStop
+	}
+	return true, notKilled(p.process.Kill())
+}
+
+// notKilled is why a process could not be ended. That it has ended already is none.
+func notKilled(err error) error {
+	if err == nil || errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return fmt.Errorf("%w: the candidate's process cannot be ended: %w", ErrNotAllowed, err)
+}
+
+// doom returns the attempt that is to be cancelled, whose process stays known until
+// its users are done, nil for none, and refuses the instance from now on, if one is
+// given.
+func (s *Server) doom(instance string) (*predecessor, error) {
+	older := s.service.Generations()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if instance != "" {
+		if err := s.hasOwnedLocked(instance, older); err != nil {
+			return nil, err
+		}
+	}
+	if s.state != StateStandby && !s.state.Owns() && s.state != StateHeir {
 		return nil, fmt.Errorf("%w: this process is %v", ErrMoved, s.state)
 	}
 	if instance != "" && !slices.Contains(s.cancelled, instance) {
@@ -245,13 +342,39 @@ func (s *Server) doom(instance string) (*predecessor, error) {
 	if s.attempt == nil || instance != "" && s.attempt.who.Instance != instance {
 		return nil, nil //nolint:nilnil // nothing to cancel is no error
 	}
+	s.attempt.users.Add(1)
 	return s.attempt, nil
+}
+
+// hasOwnedLocked returns ErrCommitted if the instance owns or has owned the service:
+// it is too late to cancel it.
+func (s *Server) hasOwnedLocked(instance string, older []Generation) error {
+	switch {
+	case s.self.Instance == instance && (s.state.Owns() || s.state == StateHeir):
+		return fmt.Errorf("%w: %v owns, or is about to", ErrCommitted, s.self)
+	case s.successor != nil && s.successor.Instance == instance && s.state != StateYielding:
+		return fmt.Errorf("%w: %v owns", ErrCommitted, *s.successor)
+	}
+	for _, g := range older {
+		if g.Process.Instance == instance {
+			return fmt.Errorf("%w: %v has owned the service, and is %v", ErrCommitted, g.Process, g.State)
+		}
+	}
+	return nil
 }
 
 func (s *Server) candidateOf(p *predecessor) Process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return p.attemptLocked().Successor
+}
+
+func (s *Server) serveCheck(ctx context.Context, l *link, peer *scm.Peer, r *pb.CheckRequest) error {
+	reply := s.rehearse(ctx, peer, r)
+	if refusal := reply.GetRefuse(); refusal.GetCode() == pb.RefuseCode_REFUSE_CODE_MOVED {
+		return respondError(l, pb.ErrorCode_ERROR_CODE_MOVED, refusal.GetReason())
+	}
+	return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Check{Check: reply}})
 }
 
 // rehearse says what a candidate would meet that peer were. A policy may rely on
@@ -267,7 +390,7 @@ func (s *Server) rehearse(ctx context.Context, peer *scm.Peer, r *pb.CheckReques
 		}
 	}
 	return &pb.CheckReply{
-		Refuse: refusal, Total: uint32(len(s.service.Descriptors())),
+		Refuse: refusal, Total: uint32(s.service.Total()),
 		ReadyTimeout: durationpb.New(s.limits.Ready), MaxReadyTimeout: durationpb.New(s.limits.MaxReady),
 		CommitTimeout: durationpb.New(s.limits.Commit), Probation: durationpb.New(who.Probation),
 	}
@@ -351,10 +474,15 @@ func (s *Server) owe() (paid func()) {
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.owed--; s.owed == 0 && s.paid != nil {
-			close(s.paid)
-			s.paid = nil
-		}
+		s.paidLocked()
+	}
+}
+
+// paidLocked counts one debt less.
+func (s *Server) paidLocked() {
+	if s.owed--; s.owed == 0 && s.paid != nil {
+		close(s.paid)
+		s.paid = nil
 	}
 }
 

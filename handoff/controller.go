@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -65,8 +66,8 @@ var outcomeSentinels = map[pb.OutcomeCode]error{
 type Rehearsal struct {
 	// Refusal is why it would be turned away, nil if it would not.
 	Refusal *RefusedError
-	// Descriptors is how many the offer would have, less what the program makes
-	// for each offer anew, as states are.
+	// Descriptors is how many the offer would have now, with those of the library
+	// and the states that are written for it.
 	Descriptors int
 	// The limits that it would get, as in [Limits].
 	Ready, MaxReady, Commit time.Duration
@@ -107,22 +108,25 @@ func queryStatus(ctx context.Context, conn frames) (*Status, error) {
 
 // Watch calls each for every change in the part of the process that serves conn,
 // at first for the state that it is in, until that process has nothing to do with
-// the control socket any more: then the last event has told so, and the result is
-// nil. An error of each ends it, and is returned.
+// the control socket any more, which the last event tells, or is gone, or cuts off a
+// watcher that is too far behind: then the result is nil. An error of each ends it,
+// and is returned.
 func Watch(ctx context.Context, conn *scm.Conn, each func(Event) error) error {
 	return watch(ctx, conn, each)
 }
 
 func watch(ctx context.Context, conn frames, each func(Event) error) error {
-	begun := false
+	var begun bool
+	var failed error // of each
 	err := request(ctx, conn, &pb.ControlRequest{Request: &pb.ControlRequest_Watch{Watch: &pb.WatchRequest{}}}, func(r *pb.ControlResponse) (bool, error) {
 		if r.GetEvent() == nil {
 			return false, unexpected(r, "Event")
 		}
 		begun = true
-		return true, each(eventFromWire(r.GetEvent()))
+		failed = each(eventFromWire(r.GetEvent()))
+		return true, failed
 	})
-	if begun && lost(err) {
+	if begun && failed == nil && lost(err) {
 		return nil
 	}
 	return err
@@ -186,6 +190,9 @@ func RequestCheck(ctx context.Context, conn *scm.Conn, who *Candidate) (*Rehears
 	err := request(ctx, conn, &pb.ControlRequest{Request: &pb.ControlRequest_Check{Check: r}}, func(r *pb.ControlResponse) (bool, error) {
 		if r.GetCheck() == nil {
 			return false, unexpected(r, "CheckReply")
+		}
+		if total := r.GetCheck().GetTotal(); total > MaxDescriptors {
+			return false, protocolError("the offer would have %d descriptors, the limit is %d", total, MaxDescriptors)
 		}
 		rehearsal = rehearsalFromWire(r.GetCheck())
 		return false, nil
@@ -252,17 +259,18 @@ func request(ctx context.Context, conn frames, r *pb.ControlRequest, take func(*
 // known leaves it to the reason.
 func requestError(e *pb.Error) error {
 	reason := printable(e.GetReason())
-	for code, sentinel := range map[pb.ErrorCode]error{
-		pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED: ErrUnimplemented,
-		pb.ErrorCode_ERROR_CODE_MOVED:         ErrMoved,
-		pb.ErrorCode_ERROR_CODE_WRONG_STATE:   ErrWrongState,
-		pb.ErrorCode_ERROR_CODE_NOT_ALLOWED:   ErrNotAllowed,
-	} {
-		if e.GetCode() == code {
-			return fmt.Errorf("%w: %s", sentinel, reason)
-		}
+	if sentinel, ok := errorSentinels[e.GetCode()]; ok {
+		// The reason of this package begins with the sentinel's own words.
+		return fmt.Errorf("%w: %s", sentinel, strings.TrimPrefix(reason, sentinel.Error()+": "))
 	}
 	return errors.New("the server did not serve the request: " + reason)
+}
+
+var errorSentinels = map[pb.ErrorCode]error{
+	pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED: ErrUnimplemented,
+	pb.ErrorCode_ERROR_CODE_MOVED:         ErrMoved,
+	pb.ErrorCode_ERROR_CODE_WRONG_STATE:   ErrWrongState,
+	pb.ErrorCode_ERROR_CODE_NOT_ALLOWED:   ErrNotAllowed,
 }
 
 func controllerNext(ctx context.Context, l *link) (*pb.ServerMessage, error) {

@@ -74,7 +74,7 @@ func TestMaxDraining(t *testing.T) {
 		default:
 		}
 		o.service.older = older(1)
-		o.server.GenerationGone()
+		o.server.GenerationGone(handoff.Process{Generation: 1})
 		synctest.Wait()
 		<-c.connected
 		mustMatch(t, c.err, is(handoff.ErrAskAgain, handoff.ErrDraining))

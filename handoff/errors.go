@@ -66,8 +66,9 @@ var (
 	ErrOutcomeUnknown = errors.New("the outcome is not known yet")
 	// ErrWrongState: the state of the process does not allow the request.
 	ErrWrongState = errors.New("not possible now")
-	// ErrNotAllowed: the owner's configuration does not allow the request.
-	ErrNotAllowed = errors.New("not allowed by the owner's configuration")
+	// ErrNotAllowed: the owner's configuration or its system does not allow the
+	// request.
+	ErrNotAllowed = errors.New("not allowed")
 	// ErrAskAgain: what the attempt was refused for has passed: dial again.
 	ErrAskAgain = errors.New("the reason for the refusal has passed")
 )

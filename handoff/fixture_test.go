@@ -134,6 +134,7 @@ func (s *service) Retire() {
 func (s *service) EndDrain()                               { s.add("EndDrain") }
 func (s *service) CheckControl(context.Context) error      { return s.controlErr }
 func (s *service) Warnings() []string                      { return nil }
+func (s *service) Total() int                              { return len(s.offer.Descriptors) + s.offer.Pending }
 func (s *service) Descriptors() []handoff.DescriptorStatus { return s.listed }
 func (s *service) Generations() []handoff.Generation       { return s.older }
 

@@ -65,11 +65,14 @@ type Service interface {
 	CheckControl(ctx context.Context) error
 	// Warnings is trouble that a person should know of, a sentence each.
 	Warnings() []string
+	// Total is how many descriptors an offer would have now, with those that
+	// are pending.
+	Total() int
 	// Descriptors lists the registry for a status.
 	Descriptors() []DescriptorStatus
 	// Generations lists the older generations that have not gone yet, the oldest
-	// first. It looks whether they have. Like Descriptors it may be called at any
-	// time, by several goroutines.
+	// first. It looks whether they have. Like Descriptors and Total it may be
+	// called at any time, by several goroutines.
 	Generations() []Generation
 }
 
@@ -99,8 +102,12 @@ type predecessor struct {
 	committed  bool   // from before Commit is written; of the machine's goroutine, as is ended
 	ended      bool   // it has failed before Commit, and nothing can change that
 	brokeAt    string // the step at which the connection broke after Commit
+	chatter    allowance
+
+	users sync.WaitGroup // who needs process although the machine may have ended; counted under server.mu
 
 	fate     chan error    // receives the fate once: nil at CommitAck; room for it, so that nobody need read
+	owned    chan struct{} // closed when the successor has come to own
 	decided  chan struct{} // closed when the successor has settled, or the attempt has failed
 	verdict  error         // which of them; valid once decided is closed
 	aborted  chan struct{} // closed when the attempt has failed and is still in the way
@@ -302,9 +309,37 @@ func (p *predecessor) progress(m *pb.Progress) time.Duration {
 	status = printable(status[:min(len(status), MaxStatus)])
 	p.server.mu.Lock()
 	defer p.server.mu.Unlock()
+	news := status != p.status
 	p.status, p.stepEnds = status, p.deadline
-	p.server.tellWatchersLocked("the successor initialises", p)
+	if news && p.chatter.take() {
+		p.server.tellWatchersLocked("the successor says: "+status, p)
+	}
 	return p.deadline.Sub(p.offeredAt)
+}
+
+// allowance bounds how often a successor can have everybody told of its progress,
+// so that no watcher is cut off for it: so many times at once, and then so many a
+// second. The status always has the last.
+type allowance struct {
+	used float64
+	at   time.Time // of used
+}
+
+const (
+	allowedAtOnce  = 64
+	allowedASecond = 10
+)
+
+// take reports whether there is something left.
+func (a *allowance) take() bool {
+	now := time.Now()
+	a.used = max(0, a.used-allowedASecond*now.Sub(a.at).Seconds())
+	a.at = now
+	if a.used > allowedAtOnce-1 {
+		return false
+	}
+	a.used++
+	return true
 }
 
 func (p *predecessor) ready(m *pb.Ready) error {

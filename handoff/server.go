@@ -92,7 +92,7 @@ type Server struct {
 	fd          *scm.FD       // the control listener, nil without one
 	control     *scm.Listener // what is accepted from, nil while closed
 	conns       map[frames]struct{}
-	watchers    watchers
+	watchers    watchers       // who is told of every change
 	wg          sync.WaitGroup // the accept loop and the connections without an attempt
 
 	finishOnce sync.Once
@@ -170,9 +170,12 @@ func (s *Server) Inherit(generation uint64) {
 func (s *Server) SetReady() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	news := !s.ready
 	s.ready = true
 	s.notifyLocked()
-	s.tellWatchersLocked("ready: this process hands over from now on", nil)
+	if news {
+		s.tellWatchersLocked("ready: this process hands over from now on", nil)
+	}
 }
 
 // SetSettled says that the predecessor cannot come back: from now on the owner
@@ -188,11 +191,11 @@ func (s *Server) SetSettled() {
 
 // GenerationGone says that one of the older generations that [Service] lists has
 // gone: a refusal may have passed.
-func (s *Server) GenerationGone() {
+func (s *Server) GenerationGone(who Process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.notifyLocked()
-	s.tellWatchersLocked("an older generation has gone", s.attempt)
+	s.tellWatchersLocked(fmt.Sprintf("an older generation has gone: %v", who), s.attempt)
 }
 
 // Draining tells the successor of a process that drains how many connections are
@@ -305,7 +308,7 @@ func (s *Server) Status(ctx context.Context) *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := &Status{
-		Process: s.self, State: s.state, Since: s.since, Ready: s.ready,
+		Process: s.self, State: s.state, Since: s.since, Ready: s.ready, Settled: s.settled,
 		LastFailure: s.lastFailure, Probation: s.probation, Warnings: warnings, Descriptors: descriptors,
 		Draining: generations,
 	}
@@ -407,14 +410,14 @@ func (s *Server) tellLocked(text string, p *predecessor, failure *Failure) {
 	if s.onEvent != nil {
 		s.onEvent(event)
 	}
-	s.watchers.tell(event)
+	s.watchers.tell(s, event)
 }
 
 // tellWatchersLocked tells of something that is no change of this process's part, and
 // no news to its program: it called for it, or can ask. Nor may a candidate fill the
 // program's queue of events, which has no bound.
 func (s *Server) tellWatchersLocked(text string, p *predecessor) {
-	s.watchers.tell(s.eventLocked(text, p, nil))
+	s.watchers.tell(s, s.eventLocked(text, p, nil))
 }
 
 func (s *Server) eventLocked(text string, p *predecessor, failure *Failure) Event {
@@ -432,8 +435,8 @@ func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
 	older := s.service.Generations()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if who.Instance != "" && slices.Contains(s.cancelled, who.Instance) {
-		return nil, &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_CANCELLED, Reason: "whoever has started this process has cancelled it"}
+	if refusal := s.cancelledLocked(who); refusal != nil {
+		return nil, refusal
 	}
 	if refusal := s.refusalLocked(older); refusal != nil {
 		return nil, refusal
@@ -443,6 +446,7 @@ func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
 	p := &predecessor{
 		server: s, link: l, who: who, generation: s.last, began: now, step: stepHello,
 		fate:     make(chan error, 1),
+		owned:    make(chan struct{}),
 		decided:  make(chan struct{}),
 		aborted:  make(chan struct{}),
 		released: make(chan struct{}),
@@ -451,6 +455,14 @@ func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
 	s.attempt = p
 	s.setStateLocked(StateOffering)
 	return p, nil
+}
+
+// cancelledLocked is the refusal of a candidate that was cancelled before it came.
+func (s *Server) cancelledLocked(who Candidate) *pb.Refuse {
+	if !slices.Contains(s.cancelled, who.Instance) {
+		return nil
+	}
+	return &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_CANCELLED, Reason: "this attempt was cancelled before it began"}
 }
 
 // refusal says why no attempt can begin now, nil if one can, and returns what
@@ -585,6 +597,9 @@ func (s *Server) succeeded(p *predecessor) {
 	who := p.attemptLocked().Successor
 	s.successor = &who
 	s.setStateLocked(StateProbation)
+	if !isClosed(p.owned) { // a successor may say so twice
+		close(p.owned)
+	}
 }
 
 // drains makes this process one that drains and tells its successor how that

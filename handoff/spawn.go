@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
@@ -81,14 +82,23 @@ func (sp *Spawned) Run(ctx context.Context, pid int, process CandidateProcess) e
 	}
 }
 
-// Settled returns nil when this process has decided to retire, after Run has: its
-// program has not heard of it yet. An error says that it owns again, or was stopped.
+// Settled returns nil when this process has decided to retire, after Run has
+// returned nil: its program has not heard of it yet. ErrRolledBack says that it owns
+// again, because the successor wished so or has ended; ErrOutcomeUnknown, that ctx
+// has ended or this process was stopped before it knew.
 func (sp *Spawned) Settled(ctx context.Context) error {
 	select {
 	case <-sp.p.decided:
-		return sp.p.verdict
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, context.Cause(ctx))
+	}
+	switch err := sp.p.verdict; {
+	case err == nil, errors.Is(err, ErrRolledBack):
+		return err
+	case errors.Is(err, errStop):
+		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	default:
+		return fmt.Errorf("%w: %w", ErrRolledBack, err)
 	}
 }
 
@@ -111,11 +121,17 @@ func (p *predecessor) spawned(pid int) {
 		who.Generation = p.generation
 		s.mu.Lock()
 		p.who = who
+		refusal := s.cancelledLocked(who)
 		s.mu.Unlock()
 		if who.PID == pid {
 			p.link.watch(p.process.Exited())
+		} else {
+			p.process = nil // whoever that is, it is not the candidate itself
 		}
-		if refusal := s.judge(ctx, who); refusal != nil {
+		if refusal == nil {
+			refusal = s.judge(ctx, who)
+		}
+		if refusal != nil {
 			s.refuse(p.link, refusal)
 			p.link.close()
 			s.failed(p, stepHello, refusedFromWire(refusal))

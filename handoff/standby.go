@@ -208,10 +208,11 @@ func (p *predecessor) leave() {
 	p.server.closeControl()
 	p.server.service.Pause(nil)
 	p.server.setState(StateDraining)
-	p.server.service.Retire()
-	p.server.retired(p)
 	p.tell(errStop)
 	p.decide(errStop)
+	p.server.payDebts() // as in retire
+	p.server.service.Retire()
+	p.server.retired(p)
 }
 
 // rolledBackError is why a predecessor resumed although its successor lives.

@@ -323,6 +323,7 @@ type Status struct {
 	State       State
 	Since       time.Time    // when it came into that state
 	Ready       bool         // whether it has called Ready
+	Settled     bool         // whether its predecessor cannot come back, or it has had none
 	Attempt     *Attempt     // the handoff under way, or nil
 	Probation   *Probation   // this process's own as an owner, nil once it is settled
 	LastFailure *Failure     // the last attempt that failed, or nil
@@ -356,5 +357,5 @@ type Failure struct {
 	Step      string
 	Reason    string
 	At        time.Time
-	Err       error // the same for errors.Is; nil if another process has told
+	Err       error `json:"-"` // the same for errors.Is; nil if another process has told
 }

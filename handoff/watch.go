@@ -18,26 +18,35 @@ type watchers map[*watcher]struct{}
 
 type watcher struct {
 	events chan *pb.Event // closed when there will be no more
+	owed   bool           // the last of them is a debt, see [Server.payDebts]
 }
 
-// tell gives an event to all. Of a process that has nothing to do with the control
-// socket any more it is the last.
-func (ws watchers) tell(e Event) {
+// tell gives an event to all.
+func (ws watchers) tell(s *Server, e Event) {
 	if len(ws) == 0 {
 		return
 	}
 	event := eventToWire(e)
 	for w := range ws {
-		select {
-		case w.events <- event:
-			if e.State.serves() {
-				continue
-			}
-		default:
-		}
-		delete(ws, w)
-		close(w.events)
+		s.tellWatcherLocked(w, event, e.State)
 	}
+}
+
+// tellWatcherLocked gives a watcher one event. Of a process that has nothing to do
+// with the control socket any more it is the last, and that one may be about to
+// exit.
+func (s *Server) tellWatcherLocked(w *watcher, event *pb.Event, state State) {
+	select {
+	case w.events <- event:
+		if state.serves() {
+			return
+		}
+		s.owed++
+		w.owed = true
+	default:
+	}
+	delete(s.watchers, w)
+	close(w.events)
 }
 
 // serves reports whether a process in this state has to do with the control socket:
@@ -80,7 +89,7 @@ func (s *Server) watch(w *watcher) bool {
 		return false
 	}
 	s.watchers[w] = struct{}{}
-	watchers{w: {}}.tell(s.eventLocked(sentences[s.state], s.attempt, nil))
+	s.tellWatcherLocked(w, eventToWire(s.eventLocked(sentences[s.state], s.attempt, nil)), s.state)
 	return true
 }
 
@@ -88,4 +97,7 @@ func (s *Server) unwatch(w *watcher) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.watchers, w)
+	if w.owed {
+		s.paidLocked()
+	}
 }

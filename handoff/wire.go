@@ -272,7 +272,7 @@ func pageFromWire(w *pb.ManifestPage, fds []*scm.FD) (ds []Descriptor, err error
 func statusToWire(s *Status) *pb.StatusReply {
 	w := &pb.StatusReply{
 		Process: processToWire(s.Process), State: pb.State(s.State), Since: ago(s.Since),
-		Ready: s.Ready,
+		Ready: s.Ready, Settled: s.Settled,
 	}
 	for _, warning := range s.Warnings {
 		w.Warnings = append(w.Warnings, oneLine(warning))
@@ -399,7 +399,7 @@ func (s *Status) addPage(w *pb.StatusReply) {
 		s.Process = processFromWire(w.GetProcess())
 		s.State = State(known(w.GetState(), stateNames[:]))
 		s.Since = before(w.GetSince())
-		s.Ready = w.GetReady()
+		s.Ready, s.Settled = w.GetReady(), w.GetSettled()
 		for _, warning := range w.GetWarnings() {
 			s.Warnings = append(s.Warnings, printable(warning))
 		}

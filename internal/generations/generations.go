@@ -44,7 +44,7 @@ type Config struct {
 	Log   *slog.Logger
 	Kill  bool                           // end who is overdue, see Config.KillOverdue of the facade
 	Owns  func() bool                    // this process owns and is settled
-	Gone  func()                         // called when one has gone
+	Gone  func(handoff.Process)          // called when one has gone
 	Check func(handoff.Descriptor) error // compares a received descriptor with the manifest
 }
 
@@ -116,6 +116,24 @@ func (gs *List) Offer(self handoff.Process, limit time.Duration) (ds []handoff.D
 		}
 	}
 	return ds, nil
+}
+
+// Total is how many descriptors Offer would list.
+func (gs *List) Total() int {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	n := 0
+	for _, g := range append(slices.Clone(gs.older), &generation{alive: gs.watched, pidfd: gs.pidfd}) {
+		if g.alive != nil && g.alive.HungUp() {
+			continue
+		}
+		for _, fd := range []*scm.FD{g.alive, g.pidfd} {
+			if fd != nil {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // Open makes what tells the end of this process, before there is anything to
@@ -377,7 +395,7 @@ func (gs *List) remove(g *generation) {
 	gs.mu.Unlock()
 	if i >= 0 {
 		gs.cfg.Log.Info("an older generation has gone", "who", g.Process)
-		gs.cfg.Gone()
+		gs.cfg.Gone(g.Process)
 	}
 }
 

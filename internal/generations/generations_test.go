@@ -44,7 +44,7 @@ func newMember(t *testing.T, generation uint64, changes ...func(*generations.Con
 	}
 	cfg := generations.Config{
 		Log:  slog.New(slog.NewTextHandler(&m.log, nil)),
-		Owns: func() bool { return true }, Gone: func() { m.gone <- struct{}{} },
+		Owns: func() bool { return true }, Gone: func(handoff.Process) { m.gone <- struct{}{} },
 		Check: func(handoff.Descriptor) error { return nil },
 	}
 	for _, change := range changes {

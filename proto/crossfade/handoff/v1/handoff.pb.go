@@ -3430,7 +3430,7 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 // stays open for the outcome; closing it before Commit cancels the attempt.
 type UpgradeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long the whole attempt may take; absent: the owner's own limits.
+	// How long it may take until the outcome; absent: the owner's own limits.
 	Timeout *durationpb.Duration `protobuf:"bytes,1,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// Answer once the predecessor has retired or resumed, not at CommitAck.
 	WaitSettled   bool `protobuf:"varint,2,opt,name=wait_settled,json=waitSettled,proto3" json:"wait_settled,omitempty"`
@@ -3485,13 +3485,13 @@ func (x *UpgradeRequest) GetWaitSettled() bool {
 // CancelRequest asks the owner to abort the attempt under way.
 type CancelRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// End a candidate that does not react, where the owner's configuration
-	// allows it.
+	// End the process of a candidate that has not exited a moment later, or
+	// that cannot be told, where the system tells the owner which process it is.
 	Kill bool `protobuf:"varint,1,opt,name=kill,proto3" json:"kill,omitempty"`
 	// Why, for the candidate's error.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Only an attempt of this instance, which is refused from now on too; empty:
-	// whichever is under way.
+	// Only an attempt of this instance, which this owner refuses from now on
+	// too; empty: whichever is under way.
 	Instance      string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3960,7 +3960,9 @@ type StatusReply struct {
 	// The descriptors that a successor would get.
 	Descriptors []*DescriptorStatus `protobuf:"bytes,10,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
 	// The probation of the one who answers, while it can still roll back.
-	Probation     *Probation `protobuf:"bytes,11,opt,name=probation,proto3" json:"probation,omitempty"`
+	Probation *Probation `protobuf:"bytes,11,opt,name=probation,proto3" json:"probation,omitempty"`
+	// Whether its predecessor cannot come back, or it has had none.
+	Settled       bool `protobuf:"varint,12,opt,name=settled,proto3" json:"settled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4070,6 +4072,13 @@ func (x *StatusReply) GetProbation() *Probation {
 		return x.Probation
 	}
 	return nil
+}
+
+func (x *StatusReply) GetSettled() bool {
+	if x != nil {
+		return x.Settled
+	}
+	return false
 }
 
 // Probation is the time in which an owner can still give the service back.
@@ -4460,8 +4469,7 @@ type CheckReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Why it would be turned away; absent: it would not.
 	Refuse *Refuse `protobuf:"bytes,1,opt,name=refuse,proto3" json:"refuse,omitempty"`
-	// How many descriptors the offer would carry, less what the program makes
-	// for each offer anew.
+	// As in Welcome.
 	Total uint32 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
 	// As in Welcome.
 	ReadyTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=ready_timeout,json=readyTimeout,proto3" json:"ready_timeout,omitempty"`
@@ -4903,7 +4911,7 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x05error\x18\x04 \x01(\v2\x1b.crossfade.handoff.v1.ErrorH\x00R\x05error\x128\n" +
 	"\x05check\x18\x05 \x01(\v2 .crossfade.handoff.v1.CheckReplyH\x00R\x05checkB\n" +
 	"\n" +
-	"\bresponse\"\xb2\x04\n" +
+	"\bresponse\"\xcc\x04\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\bR\x04last\x127\n" +
 	"\aprocess\x18\x02 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\aprocess\x121\n" +
@@ -4916,7 +4924,8 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\bwarnings\x18\t \x03(\tR\bwarnings\x12H\n" +
 	"\vdescriptors\x18\n" +
 	" \x03(\v2&.crossfade.handoff.v1.DescriptorStatusR\vdescriptors\x12=\n" +
-	"\tprobation\x18\v \x01(\v2\x1f.crossfade.handoff.v1.ProbationR\tprobation\"\xc0\x01\n" +
+	"\tprobation\x18\v \x01(\v2\x1f.crossfade.handoff.v1.ProbationR\tprobation\x12\x18\n" +
+	"\asettled\x18\f \x01(\bR\asettled\"\xc0\x01\n" +
 	"\tProbation\x12?\n" +
 	"\vpredecessor\x18\x01 \x01(\v2\x1d.crossfade.handoff.v1.ProcessR\vpredecessor\x127\n" +
 	"\tremaining\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tremaining\x129\n" +
