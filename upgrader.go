@@ -21,6 +21,20 @@ import (
 // State is where a process stands in the life of a service.
 type State = handoff.State
 
+// The states of a process. An owner is in one of the three that [State.Owns] names.
+const (
+	StateCandidate  = handoff.StateCandidate  // takes over and has not been given the service yet
+	StateHeir       = handoff.StateHeir       // its predecessor has died; owns at Ready
+	StateOwner      = handoff.StateOwner      // owns
+	StateOffering   = handoff.StateOffering   // owns, an attempt is under way
+	StateCommitting = handoff.StateCommitting // owns, between Ready and Commit
+	StateStandby    = handoff.StateStandby    // has committed and not been answered
+	StateProbation  = handoff.StateProbation  // its successor owns, and it can resume
+	StateYielding   = handoff.StateYielding   // has rolled back, and waits for its predecessor to resume
+	StateDraining   = handoff.StateDraining   // has retired and finishes what it has
+	StateOut        = handoff.StateOut        // takes no part any more
+)
+
 // Status is how a process stands.
 type Status = handoff.Status
 

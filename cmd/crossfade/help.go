@@ -153,7 +153,7 @@ built it, and the system that it is for. The object of --json has them as versio
 			version, system := toolVersion(), runtime.GOOS+"/"+runtime.GOARCH
 			return result{
 				output: fmt.Sprintf("crossfade %s, %s, %s\n", version, runtime.Version(), system),
-				fields: map[string]any{"version": version, "go": runtime.Version(), "system": system},
+				fields: object{"version": version, "go": runtime.Version(), "system": system},
 			}
 		}
 	},

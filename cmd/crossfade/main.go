@@ -51,6 +51,7 @@ type command struct {
 
 // commands are in the order in which help lists them.
 var commands = []*command{
+	statusCommand, waitCommand,
 	settleCommand,
 	versionCommand, helpCommand,
 }
@@ -175,7 +176,7 @@ func (p *patience) context(ctx context.Context) (context.Context, context.Cancel
 // impatienceError is the end of a --timeout.
 type impatienceError struct{ limit time.Duration }
 
-func (e *impatienceError) Error() string { return fmt.Sprintf("not within %v", e.limit) }
+func (e *impatienceError) Error() string { return "no answer within " + span(e.limit) }
 
 func (e *impatienceError) Is(target error) bool { return target == context.DeadlineExceeded }
 

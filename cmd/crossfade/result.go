@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 	"strings"
-	"time"
 
 	"github.com/crossfade-go/crossfade"
 )
@@ -63,7 +62,8 @@ type result struct {
 	reason  string             // one sentence, for stderr and JSON
 	serving *crossfade.Process // who serves now, nil for nobody or unknown
 	output  string             // what was asked for, for stdout; may be empty
-	fields  map[string]any     // what the object of --json has besides; may be nil
+	fields  object             // what the object of --json has besides; may be nil
+	printed bool               // the result is on stdout already
 }
 
 func usage(format string, args ...any) result {
@@ -72,11 +72,13 @@ func usage(format string, args ...any) result {
 
 // finish prints a result.
 func (in *invocation) finish(r result) code {
-	if in.json {
-		object := map[string]any{"ok": r.code == codeDone, "code": int(r.code), "reason": r.reason, "serving": process(r.serving)}
-		maps.Copy(object, r.fields)
-		in.printJSON(object)
-	} else {
+	switch {
+	case r.printed:
+	case in.json:
+		o := object{"ok": r.code == codeDone, "code": int(r.code), "reason": r.reason, "serving": process(r.serving)}
+		maps.Copy(o, r.fields)
+		in.printJSON(o)
+	default:
 		fmt.Fprint(in.stdout, r.output)
 	}
 	if r.reason != "" {
@@ -86,20 +88,12 @@ func (in *invocation) finish(r result) code {
 }
 
 // printJSON prints one object, on one line of stdout.
-func (in *invocation) printJSON(object map[string]any) {
-	line, err := json.Marshal(object)
+func (in *invocation) printJSON(o object) {
+	line, err := json.Marshal(o)
 	if err != nil {
 		panic(err) // the values are this program's
 	}
 	fmt.Fprintf(in.stdout, "%s\n", line)
-}
-
-// process is a process as JSON has it: null for nobody.
-func process(p *crossfade.Process) any {
-	if p == nil {
-		return nil
-	}
-	return map[string]any{"generation": p.Generation, "instance": p.Instance, "version": p.BuildVersion, "pid": p.PID}
 }
 
 // done is the result of a request that was fulfilled.
@@ -116,7 +110,7 @@ func failure(in *invocation, err error) result {
 	if r.serving != nil || r.code == codeNoOwner || r.code == codeDenied {
 		return r
 	}
-	serving, lookErr := whoServes(in.socket)
+	serving, lookErr := whoServes(context.Background(), in.socket)
 	switch {
 	case lookErr == nil:
 		r.serving = serving
@@ -150,28 +144,6 @@ func silence(in *invocation, err error) string {
 		}
 	}
 	return fmt.Sprintf("%s: %s does not answer on %s: it is stopped, frozen or overloaded; wake it up or end it", sentence(err), who, in.socket)
-}
-
-// lookTimeout is how long an owner may take to say that it serves, after something
-// else has failed.
-const lookTimeout = 2 * time.Second
-
-// whoServes asks for the owner. Without one the error matches ErrNoOwner.
-func whoServes(socket string) (*crossfade.Process, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
-	defer cancel()
-	c, err := crossfade.Dial(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	s, err := c.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if !s.State.Owns() {
-		return nil, fmt.Errorf("%v answers and is %v", s.Process, s.State)
-	}
-	return &s.Process, nil
 }
 
 // codeOf finds the exit status of an error. The order decides where several match.

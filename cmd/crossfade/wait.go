@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/crossfade-go/crossfade"
+)
+
+// This file waits until the service stands as a script needs it.
+
+var waitCommand = &command{
+	name: "wait", args: "[--instance I] [--generation N] [--version V] [--settled] [--gone GENERATION] [--timeout D]",
+	summary: "wait for an owner that is ready, or for more than that",
+	long: `It returns when a process owns the service and is ready, and everything holds that the
+flags ask for besides; several are all waited for. A socket that does not exist yet is
+waited for like everything else. Only what cannot pass ends it at once, as a missing permission does.
+
+With --gone it returns when that older process has exited, as far as the owner knows: one
+that has rolled back is in nobody's list, and counts as gone.`,
+	example: "crossfade wait --socket /run/app/control.sock --version v2 --settled --timeout 2m",
+	codes:   []code{codeDone, codeTimeout, codeDenied, codeRefused},
+	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
+		c := new(condition)
+		flags.StringVar(&c.instance, "instance", "", "wait until this `instance` owns")
+		flags.Uint64Var(&c.generation, "generation", 0, "wait until this `generation` owns, or a later one")
+		flags.StringVar(&c.version, "version", "", "wait until a process of this `version` owns")
+		flags.BoolVar(&c.settled, "settled", false, "wait until no predecessor can come back")
+		flags.Uint64Var(&c.gone, "gone", 0, "wait until the older process of this `generation` has exited")
+		limit := timeout(flags, time.Minute, "how long to wait")
+		return func(ctx context.Context, in *invocation) result {
+			ctx, cancel := limit.context(ctx)
+			defer cancel()
+			return wait(ctx, in, c.unmet)
+		}
+	},
+}
+
+// wait returns when the owner stands as it should. unmet says in one sentence why it
+// does not, and is empty when it does.
+func wait(ctx context.Context, in *invocation, unmet func(*crossfade.Status) string) result {
+	began := time.Now()
+	last := "nobody has answered"
+	var seen *crossfade.Status
+	err := follow(ctx, in.socket, func(s sight) error {
+		seen = nil
+		if s.err != nil {
+			last = sentence(s.err)
+			return nil
+		}
+		status, err := look(ctx, in.socket)
+		if err != nil {
+			return err
+		}
+		seen = status
+		if last = unmet(status); last != "" {
+			return nil
+		}
+		return errSeen
+	})
+	r := result{}
+	switch {
+	case err == nil:
+		r.reason = name(seen.Process) + " owns"
+	case ctx.Err() != nil:
+		r.code, r.reason = codeTimeout, notWithin(err)+": "+last
+	default:
+		return failure(in, err)
+	}
+	if seen != nil {
+		r.serving = serving(seen)
+	}
+	r.fields = object{"took_ms": time.Since(began).Milliseconds()}
+	return r
+}
+
+// notWithin says why waiting has ended without what was waited for.
+func notWithin(err error) string {
+	if late := new(impatienceError); errors.As(err, &late) {
+		return "not within " + span(late.limit)
+	}
+	return "not waiting any longer: " + sentence(err)
+}
+
+// condition is what is waited for.
+type condition struct {
+	instance   string
+	generation uint64
+	version    string
+	settled    bool
+	gone       uint64
+}
+
+// unmet says what is missing, empty for nothing.
+func (c *condition) unmet(s *crossfade.Status) string {
+	who := name(s.Process)
+	switch {
+	case !s.State.Owns():
+		return fmt.Sprintf("%s answers and is %v", who, s.State)
+	case !s.Ready:
+		return who + " owns and is not ready yet"
+	case c.instance != "" && s.Process.Instance != c.instance:
+		return fmt.Sprintf("%s owns, whose instance is %s", who, s.Process.Instance)
+	case s.Process.Generation < c.generation:
+		return who + " owns"
+	case c.version != "" && s.Process.BuildVersion != c.version:
+		return who + " owns"
+	case c.settled && !settled(s):
+		return who + " owns and is not settled: its predecessor can come back"
+	case c.gone != 0 && s.Process.Generation == c.gone:
+		return who + " owns"
+	}
+	if i := slices.IndexFunc(s.Draining, func(g crossfade.Generation) bool { return g.Process.Generation == c.gone }); c.gone != 0 && i >= 0 {
+		return s.Draining[i].String()
+	}
+	return ""
+}
+
+// settled reports whether no predecessor of the owner can come back.
+func settled(s *crossfade.Status) bool {
+	return s.Probation == nil && !slices.ContainsFunc(s.Draining, func(g crossfade.Generation) bool {
+		return g.State == crossfade.StateProbation
+	})
+}
+
+// interrupted reports whether ctx has ended because the user wishes so.
+func interrupted(ctx context.Context) bool {
+	return ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.DeadlineExceeded)
+}
