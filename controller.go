@@ -27,6 +27,8 @@ type (
 	Attempt = handoff.Attempt
 	// Failure is how an attempt failed.
 	Failure = handoff.Failure
+	// Probation is the time in which an owner can still give the service back.
+	Probation = handoff.Probation
 	// Generation is a process that has owned the service and has not gone yet.
 	Generation = handoff.Generation
 )

@@ -51,6 +51,7 @@ type command struct {
 
 // commands are in the order in which help lists them.
 var commands = []*command{
+	runCommand,
 	statusCommand, waitCommand,
 	settleCommand,
 	versionCommand, helpCommand,

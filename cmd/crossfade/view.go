@@ -34,7 +34,7 @@ func statusObject(s *crossfade.Status) object {
 		s = new(crossfade.Status)
 	}
 	o := object{
-		"owner": nil, "attempt": attemptObject(s.Attempt), "probation": nil, "last_failure": failureObject(s.LastFailure),
+		"owner": nil, "attempt": attemptObject(s.Attempt), "probation": probationObject(s.Probation), "last_failure": failureObject(s.LastFailure),
 	}
 	if s.State != 0 {
 		owner := processObject(s.Process)
@@ -50,9 +50,6 @@ func statusObject(s *crossfade.Status) object {
 	draining := make([]object, 0, len(s.Draining))
 	for _, g := range s.Draining {
 		draining = append(draining, generationObject(g))
-	}
-	if p := s.Probation; p != nil {
-		o["probation"] = object{"predecessor": processObject(p.Predecessor), "until": instant(p.Until), "at_end": p.AtEnd.String()}
 	}
 	o["descriptors"], o["draining"], o["warnings"] = descriptors, draining, append([]string{}, s.Warnings...)
 	return o
@@ -75,6 +72,13 @@ func attemptObject(a *crossfade.Attempt) any {
 		"successor": processObject(a.Successor), "step": a.Step, "status": a.Status,
 		"since": instant(a.Began), "deadline": instant(a.Deadline),
 	}
+}
+
+func probationObject(p *crossfade.Probation) any {
+	if p == nil {
+		return nil
+	}
+	return object{"predecessor": processObject(p.Predecessor), "until": instant(p.Until), "at_end": p.AtEnd.String()}
 }
 
 func failureObject(f *crossfade.Failure) any {

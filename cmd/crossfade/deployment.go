@@ -1,0 +1,586 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/crossfade-go/crossfade"
+)
+
+// This file is what run does between the start of the new process and the report.
+//
+// Two rules hold everywhere. The new process is ended only if it certainly does not
+// own, or if its end certainly gives the service back: either its instance was
+// cancelled, after which the owner never commits to it, or the predecessor stands by.
+// And whatever has happened, the exit status says who serves in the end, so that is
+// looked at last.
+
+// deployment is one run of the command. Only its own goroutine uses it.
+type deployment struct {
+	in     *invocation
+	opts   *runOptions
+	socket string // absolute
+
+	// From before the start.
+	before  *crossfade.Process      // who owned, nil for nobody
+	old     *crossfade.Peer         // the same as the kernel knows it, nil if it does not
+	granted time.Duration           // the probation that was promised; 0 if nobody was asked
+	refusal *crossfade.RefusedError // of the policy, if that may have misjudged
+
+	log     *outputLog
+	child   *started
+	began   time.Time
+	glances chan glance
+	stop    func() // ends what sends them
+
+	// What was seen since.
+	owner       *crossfade.Process   // the new process, once it has owned
+	ownedAt     time.Time            // when that was seen
+	took        time.Duration        // from the start until then, or until the report
+	predecessor *crossfade.Process   // from whom it took over
+	probation   *crossfade.Probation // its own, nil if it has none any more
+	answered    bool                 // it has said itself that it owns
+	failure     *crossfade.Failure   // what the owner says of its attempt
+	lines       []string             // its last words
+}
+
+// start starts the new process and begins to watch the service.
+func (d *deployment) start(program string) error {
+	log, err := openLog(d.in, d.opts.log, program)
+	if err != nil {
+		return err
+	}
+	d.began = time.Now()
+	child, err := startDetached(program, d.in.args, d.opts.environ(d.socket), log.stdout, log.stderr)
+	if err != nil {
+		log.discard()
+		return err
+	}
+	log.started()
+	d.log, d.child = log, child
+	if log.path != "" {
+		d.in.say("started %s as %v; its output goes to %s", filepath.Base(program), d.self(), log.path)
+	} else {
+		d.in.say("started %s as %v", filepath.Base(program), d.self())
+	}
+	d.glances = make(chan glance)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { observe(ctx, d.socket, d.glances) })
+	d.stop = func() {
+		cancel()
+		wg.Wait()
+	}
+	return nil
+}
+
+func (d *deployment) close() {
+	if d.stop != nil {
+		d.stop()
+	}
+	if d.log != nil {
+		d.log.close()
+	}
+	d.forgetOld()
+}
+
+func (d *deployment) forgetOld() {
+	if d.old != nil {
+		_ = d.old.Close()
+		d.old = nil
+	}
+}
+
+// self is the new process, as far as it is known.
+func (d *deployment) self() *crossfade.Process {
+	if d.owner != nil {
+		return d.owner
+	}
+	return &crossfade.Process{Instance: d.opts.instance, Epoch: d.opts.epoch, PID: d.child.pid()}
+}
+
+func (d *deployment) ours(p *crossfade.Process) bool {
+	return p != nil && p.Instance == d.opts.instance
+}
+
+func (d *deployment) look() glance { return glanceAt(context.Background(), d.socket) }
+
+// standing is what a glance says of the new process.
+type standing int
+
+const (
+	undecided standing = iota
+	owns               // it owns, and is ready
+	out                // it does not own, and will not
+)
+
+// judge takes note of a glance and says what it means.
+func (d *deployment) judge(s glance) standing {
+	d.note(s)
+	switch st := s.status; {
+	case st == nil:
+		if errors.Is(s.err, crossfade.ErrNoOwner) && d.child.exitedBefore(s.at) {
+			return out
+		}
+		return undecided
+	case d.ours(&st.Process):
+		if st.State.Owns() && st.Ready {
+			return owns
+		}
+		return undecided // an heir, a first one that is not ready, one that gives back
+	case !st.State.Owns():
+		return undecided // who has committed, and may yet own again
+	case d.failure != nil:
+		return out
+	case d.child.exitedBefore(s.at) && (st.Attempt == nil || !d.ours(&st.Attempt.Successor)):
+		return out
+	default:
+		return undecided
+	}
+}
+
+// note keeps what a glance says of the new process.
+func (d *deployment) note(s glance) {
+	if e := s.event; e != nil {
+		if e.Failure != nil && d.ours(&e.Failure.Successor) {
+			d.failure = e.Failure
+		}
+		if e.Attempt != nil && d.ours(&e.Attempt.Successor) && handedOver(e.State) {
+			d.owned(&e.Attempt.Successor)
+			who := e.Process
+			d.predecessor = &who
+		}
+	}
+	st := s.status
+	if st == nil {
+		return
+	}
+	if st.LastFailure != nil && d.ours(&st.LastFailure.Successor) {
+		d.failure = st.LastFailure
+	}
+	for i := range st.Draining { // it was replaced already
+		if d.ours(&st.Draining[i].Process) {
+			d.owned(&st.Draining[i].Process)
+		}
+	}
+	if d.ours(&st.Process) && st.State.Owns() && st.Ready {
+		d.owned(&st.Process)
+		d.answered, d.probation = true, st.Probation
+		if st.Probation != nil {
+			d.predecessor = &st.Probation.Predecessor
+		} else if d.predecessor == nil && st.Process.Generation > 1 {
+			d.predecessor = d.before // which has retired by now, or died
+		}
+	}
+}
+
+// handedOver reports whether a process in this state has been told by its successor
+// that that one owns.
+func handedOver(s crossfade.State) bool {
+	return s == crossfade.StateProbation || s == crossfade.StateDraining
+}
+
+func (d *deployment) owned(who *crossfade.Process) {
+	if d.owner == nil {
+		d.ownedAt = time.Now()
+		d.took = d.ownedAt.Sub(d.began)
+	}
+	p := *who
+	d.owner = &p
+}
+
+// conclude waits for the outcome, and is the rest of the command.
+func (d *deployment) conclude(ctx context.Context) result {
+	stands, why := d.awaitOwner(ctx)
+	if stands == undecided {
+		if r := d.abandon(why); r != nil {
+			return *r
+		}
+		stands = owns
+	}
+	switch {
+	case stands == out:
+		return d.failed(why)
+	case d.opts.health != "":
+		return d.bake(ctx)
+	case d.probation != nil:
+		then := "it stays"
+		if d.probation.AtEnd == crossfade.RollbackAtEnd {
+			then = "it rolls back"
+		}
+		return d.succeeded(fmt.Sprintf("; on probation until %s, when %s: `crossfade settle` and `crossfade rollback` decide before",
+			d.probation.Until.UTC().Format(time.RFC3339), then))
+	default:
+		return d.succeeded("")
+	}
+}
+
+// awaitOwner returns when the new process owns or has failed. The standing is
+// undecided if the time is up, or ctx ended. The text says why it is not owns.
+func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
+	deadline := time.NewTimer(d.opts.timeout)
+	defer deadline.Stop()
+	exited := d.child.exited
+	var silent, gone <-chan time.Time
+	for {
+		stands := undecided
+		select {
+		case s := <-d.glances:
+			stands = d.judge(s)
+		case <-exited:
+			exited = nil
+			gone = time.After(changeLimit)
+			stands = d.judge(d.look())
+		case <-gone:
+			return out, d.child.fate()
+		case <-silent:
+			return owns, "" // it has told its predecessor so; the health check is for the rest
+		case <-deadline.C:
+			if d.judge(d.look()) == owns {
+				return owns, ""
+			}
+			return undecided, fmt.Sprintf("the new process does not serve after %v", d.opts.timeout)
+		case <-ctx.Done():
+			return undecided, "interrupted"
+		}
+		switch {
+		case stands == out && d.child.hasExited():
+			return out, d.child.fate()
+		case stands == out:
+			return out, "the attempt has failed"
+		case stands == owns:
+			return owns, ""
+		}
+		if d.owner != nil && d.opts.health != "" && silent == nil {
+			silent = time.After(lookTimeout)
+		}
+	}
+}
+
+// abandon gives the attempt up, and ends the new process. The result is nil if that
+// one owns by now.
+func (d *deployment) abandon(why string) *result {
+	limit := time.Now().Add(changeLimit)
+	for {
+		err := d.cancel(why, false)
+		switch {
+		case err == nil, errors.Is(err, crossfade.ErrOutcomeUnknown) && !impatient(err):
+			// The owner commits to it no more; in the second case it waits for its end.
+			return pointer(d.failed(why))
+		case errors.Is(err, crossfade.ErrNoOwner):
+			return pointer(d.failed(why)) // it has not begun to listen
+		}
+		s := d.look()
+		stands := d.judge(s)
+		switch st := s.status; {
+		case stands == owns:
+			return nil
+		case stands == out:
+			return pointer(d.failed(why))
+		case st == nil && d.owner == nil:
+			return pointer(d.failed(why)) // nobody answers, and for all one can know it does not own
+		case st == nil:
+			return pointer(d.unknown(why + "; it has taken the service over and does not answer: `crossfade rollback --kill` would end it"))
+		case d.ours(&st.Process) && st.State.Owns():
+			return pointer(d.failed(why)) // the first generation, which has never been ready
+		case d.ours(&st.Process) && st.State == crossfade.StateHeir && !time.Now().Before(limit):
+			return pointer(d.unknown(why + "; its predecessor has died and left everything to it, so it goes on"))
+		case !d.ours(&st.Process) && st.State.Owns() && !errors.Is(err, crossfade.ErrCommitted) && !errors.Is(err, crossfade.ErrMoved):
+			return pointer(d.failed(why)) // too old for Cancel
+		case !d.ours(&st.Process) && !time.Now().Before(limit):
+			// It was committed to, and does not answer that: the owner knows best
+			// whether it can be ended.
+			if err := d.cancel(why, true); errors.Is(err, crossfade.ErrNotAllowed) {
+				if d.judge(d.look()) == owns {
+					return nil
+				}
+				d.child.kill()
+			}
+			if d.judge(d.look()) == owns {
+				return nil
+			}
+			return pointer(d.failed(why))
+		case !time.Now().Before(limit):
+			return pointer(d.unknown(why))
+		}
+		d.awaitChange(limit)
+	}
+}
+
+func pointer(r result) *result { return &r }
+
+// cancel has the owner refuse the new process for ever.
+func (d *deployment) cancel(why string, kill bool) error {
+	return d.tell(changeLimit, func(ctx context.Context, c *crossfade.Controller) error {
+		_, err := c.Cancel(ctx, &crossfade.CancelOptions{Instance: d.opts.instance, Reason: "its deployment has given up: " + why, Kill: kill})
+		return err
+	})
+}
+
+// tell makes a request of whoever owns.
+func (d *deployment) tell(limit time.Duration, request func(context.Context, *crossfade.Controller) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	c, err := crossfade.Dial(ctx, d.socket)
+	if err != nil {
+		return err
+	}
+	return request(ctx, c)
+}
+
+// awaitChange returns when something was seen, or after a moment.
+func (d *deployment) awaitChange(limit time.Time) {
+	timer := time.NewTimer(min(healthInterval, max(time.Until(limit), 0)))
+	defer timer.Stop()
+	select {
+	case s := <-d.glances:
+		d.note(s)
+	case <-timer.C:
+	}
+}
+
+// bake has the new owner prove that it is healthy, while its predecessor stands by.
+func (d *deployment) bake(ctx context.Context) result {
+	h := newHealth(d.opts.health, d.socket, d.owner, d.in.stderr)
+	checking, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	passed := make(chan struct{})
+	wg.Go(func() {
+		if h.pass(checking) {
+			close(passed)
+		}
+	})
+	limit := d.bakeLimit()
+	d.in.say("%v owns; its health is checked for at most %v", d.owner, time.Until(limit).Round(100*time.Millisecond))
+	timer := time.NewTimer(time.Until(limit))
+	defer timer.Stop()
+	for {
+		select {
+		case <-passed:
+			return d.settle()
+		case s := <-d.glances:
+			d.note(s)
+			if who := s.owner(); who != nil && !d.ours(who) {
+				return d.fellBack("the new process does not own any more")
+			}
+		case <-d.child.exited:
+			return d.fellBack(d.child.fate())
+		case <-timer.C:
+			stop()
+			return d.rollback(fmt.Sprintf("the health check has not passed: %s", h.why()))
+		case <-ctx.Done():
+			return d.rollback("interrupted before the health check has passed")
+		}
+	}
+}
+
+// bakeLimit is until when the check may pass: so that there is time to settle before
+// the predecessor asks.
+func (d *deployment) bakeLimit() time.Time {
+	total, until := *d.opts.probation, time.Time{}
+	switch {
+	case d.probation != nil:
+		until = d.probation.Until
+		total = until.Sub(d.ownedAt)
+	case !d.answered && d.granted > 0:
+		total = min(total, d.granted)
+		until = d.ownedAt.Add(total)
+	default:
+		return d.ownedAt.Add(total) // nobody asks
+	}
+	return until.Add(-min(2*time.Second, total/5))
+}
+
+// settle ends the probation of an owner that is healthy.
+func (d *deployment) settle() result {
+	s := d.look()
+	d.note(s)
+	if who := s.owner(); who != nil && !d.ours(who) {
+		return d.fellBack("the new process was healthy, and does not own any more")
+	}
+	var serving *crossfade.Process
+	err := d.tell(changeLimit, func(ctx context.Context, c *crossfade.Controller) error {
+		out, err := c.Settle(ctx)
+		if err == nil {
+			serving = out.Serving
+		}
+		return err
+	})
+	switch {
+	case err == nil && d.ours(serving):
+		d.probation = nil
+		if d.predecessor == nil {
+			return d.succeeded("; it is healthy")
+		}
+		return d.succeeded("; it is healthy, and has settled")
+	case err == nil, errors.Is(err, crossfade.ErrRolledBack):
+		return d.fellBack("the new process was healthy, and was rolled back meanwhile")
+	}
+	s = d.look()
+	d.note(s)
+	switch who := s.owner(); {
+	case who != nil && !d.ours(who), errors.Is(s.err, crossfade.ErrNoOwner):
+		return d.fellBack("the new process was healthy, and did not settle: " + sentence(err))
+	default:
+		// It may have decided to stay, so nothing may end it.
+		return d.unknown("the new process is healthy, and has not said that it settles: " + sentence(err))
+	}
+}
+
+// rollback has the new owner give the service back, and ends it if it does not
+// answer.
+func (d *deployment) rollback(why string) result {
+	s := d.look()
+	d.note(s)
+	if who := s.owner(); who != nil && !d.ours(who) {
+		return d.fellBack(why)
+	}
+	err := d.tell(answerTimeout, func(ctx context.Context, c *crossfade.Controller) error {
+		_, err := c.Rollback(ctx, why)
+		return err
+	})
+	if err == nil {
+		return d.fellBack(why)
+	}
+	s = d.look()
+	d.note(s)
+	switch st := s.status; {
+	case errors.Is(s.err, crossfade.ErrNoOwner), st != nil && !d.ours(&st.Process):
+		return d.fellBack(why)
+	case st != nil && st.State == crossfade.StateYielding:
+		return d.unknown(why + "; the new process gives the service back, and the old one has not taken it yet")
+	case d.answered && d.probation == nil:
+		return d.unhealthy(why, "it cannot give the service back: "+sentence(err))
+	case d.predecessorGone():
+		return d.unhealthy(why, "its predecessor has exited, so there is nothing to go back to")
+	}
+	// Its predecessor stands by, and nobody but this process settles: so the end of
+	// this owner gives the service back.
+	d.in.say("%v does not roll back: %s: killing it, so that its predecessor resumes", d.self(), sentence(err))
+	d.child.kill()
+	return d.fellBack(why)
+}
+
+// predecessorGone reports whether the process from which the new one took over has
+// certainly exited.
+func (d *deployment) predecessorGone() bool {
+	if d.old == nil || d.before == nil || d.predecessor == nil || d.predecessor.Instance != d.before.Instance {
+		return false
+	}
+	select {
+	case <-d.old.Exited(): // nil, and never ready, where the kernel does not tell
+		return true
+	default:
+		return false
+	}
+}
+
+// fellBack is the result when the new process has owned and does no longer. It is
+// left to finish what it has, if it still runs.
+func (d *deployment) fellBack(why string) result {
+	s := d.awaitServing()
+	d.child.await(exitGrace)
+	return d.lost(why, s)
+}
+
+// failed is the result when the new process will not own: it is ended, if it has not
+// exited.
+func (d *deployment) failed(why string) result {
+	if d.child == nil {
+		return d.lost(why, d.look())
+	}
+	d.child.end()
+	return d.lost(why, d.awaitServing())
+}
+
+// awaitServing returns who serves after the end of an attempt: that may take a
+// moment.
+func (d *deployment) awaitServing() glance {
+	for limit := time.Now().Add(changeLimit); ; d.awaitChange(limit) {
+		s := d.look()
+		d.note(s)
+		if who := s.owner(); who != nil && !d.ours(who) {
+			return s
+		}
+		if errors.Is(s.err, crossfade.ErrNoOwner) && d.child.hasExited() || !time.Now().Before(limit) {
+			return s
+		}
+	}
+}
+
+// lost is the report of a deployment that has failed. s is the last look.
+func (d *deployment) lost(why string, s glance) result {
+	text := "the deployment failed: " + why
+	if d.child != nil {
+		if d.owner == nil {
+			d.took = time.Since(d.began)
+		}
+		d.lines = d.log.tail()
+		if fate := d.child.fate(); fate != why && d.child.hasExited() {
+			text += "; " + fate
+		}
+	}
+	if d.failure != nil {
+		text += fmt.Sprintf("; the owner says, at %s: %s", d.failure.Step, d.failure.Reason)
+	} else if d.refusal != nil {
+		text += "; the owner " + d.refusal.Error()
+	}
+	serving := s.owner()
+	c := codeUnknown
+	switch {
+	case serving == nil && errors.Is(s.err, crossfade.ErrNoOwner):
+		c = codeNobody
+		text += "; nobody serves"
+	case serving == nil && s.err != nil:
+		if c = codeOf(s.err); c != codeDenied {
+			c = codeUnknown
+		}
+		text += "; who serves is not known: " + sentence(s.err)
+	case serving == nil:
+		text += fmt.Sprintf("; who serves is not known: %v answers and is %v", s.status.Process, s.status.State)
+	case d.ours(serving):
+		text += "; all the same it owns"
+	default:
+		c = codeFailed
+		if d.refusal != nil && d.owner == nil && d.failure == nil {
+			c = codeRefused
+		}
+		text += fmt.Sprintf("; %v serves", *serving)
+	}
+	d.quote()
+	return d.report(c, serving, text)
+}
+
+// unhealthy is the report when the new process serves and should not.
+func (d *deployment) unhealthy(why, because string) result {
+	d.lines = d.log.tail()
+	d.quote()
+	return d.report(codeUnhealthy, d.owner, fmt.Sprintf("%s; %v goes on serving: %s", why, d.owner, because))
+}
+
+// unknown is the report when nobody can tell who will serve.
+func (d *deployment) unknown(why string) result {
+	if d.owner == nil {
+		d.took = time.Since(d.began)
+	}
+	d.lines = d.log.tail()
+	d.quote()
+	return d.report(codeUnknown, d.look().owner(), why+"; the outcome is not known")
+}
+
+// quote shows a person the last words of the new process.
+func (d *deployment) quote() {
+	if len(d.lines) == 0 || d.in.json {
+		return
+	}
+	d.in.say("the last lines of its output, %s:", d.log.path)
+	for _, line := range d.lines {
+		d.in.say("| %s", line)
+	}
+}
