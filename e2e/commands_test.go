@@ -25,8 +25,11 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	//	with these arguments, whatever else it is given
 	"release": cmdRelease,
 	// service NAME COMMAND...
-	//	starts a service and waits until it owns; HTTP is its address from then on
+	//	starts a service and waits until it owns, as owns does
 	"service": cmdService,
+	// owns NAME|FILE
+	//	waits until a process owns, by its log; HTTP is its address from then on
+	"owns": cmdOwns,
 	// start NAME COMMAND...
 	//	starts a process, and goes on
 	"start": cmdStart,
@@ -84,8 +87,13 @@ func cmdRelease(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdService(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) > 1, "service NAME COMMAND...")
-	p := scriptOf(ts).start(ts, args[0], args[1:])
-	line := await(ts, p.printed, regexp.MustCompile(`(?m)^.*msg=owns .*$`))
+	scriptOf(ts).start(ts, args[0], args[1:])
+	cmdOwns(ts, false, args[:1])
+}
+
+func cmdOwns(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, !neg && len(args) == 1, "owns NAME|FILE")
+	line := await(ts, args[0], `msg=owns .*$`)
 	if m := regexp.MustCompile(` http=(\S+)`).FindStringSubmatch(line); m != nil {
 		ts.Setenv("HTTP", m[1])
 	}
@@ -98,23 +106,21 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 2, "await NAME|FILE PATTERN")
-	pattern, err := regexp.Compile("(?m)" + args[1])
-	ts.Check(err)
-	if p := scriptOf(ts).processes[args[0]]; p != nil {
-		await(ts, p.printed, pattern)
-		return
-	}
-	await(ts, func() string {
-		text, err := os.ReadFile(ts.MkAbs(args[0]))
-		if err != nil {
-			return ""
-		}
-		return string(text)
-	}, pattern)
+	await(ts, args[0], args[1])
 }
 
-// await waits until what read returns matches, and returns the match.
-func await(ts *testscript.TestScript, read func() string, pattern *regexp.Regexp) (match string) {
+// await waits until a process has printed what matches, or a file has it, and
+// returns the match.
+func await(ts *testscript.TestScript, name, expr string) (match string) {
+	pattern, err := regexp.Compile("(?m)" + expr)
+	ts.Check(err)
+	read := func() string {
+		text, _ := os.ReadFile(ts.MkAbs(name)) // it may be there in a moment
+		return string(text)
+	}
+	if p := scriptOf(ts).processes[name]; p != nil {
+		read = p.printed
+	}
 	if !eventually(func() bool {
 		text := read()
 		where := pattern.FindStringIndex(text)
@@ -123,7 +129,7 @@ func await(ts *testscript.TestScript, read func() string, pattern *regexp.Regexp
 		}
 		return where != nil
 	}) {
-		ts.Fatalf("nothing has matched %s in %v:\n%s", pattern, limit, read())
+		ts.Fatalf("%s has nothing that matches %s after %v:\n%s", name, pattern, limit, read())
 	}
 	return match
 }
