@@ -85,8 +85,9 @@ func (s *script) start(ts *testscript.TestScript, name string, command []string)
 // environ returns the script's variables, which package testscript tells only to
 // what it executes.
 func environ(ts *testscript.TestScript) []string {
-	ts.Check(ts.Exec("env", "-0"))
-	return strings.Split(strings.TrimSuffix(ts.ReadFile("stdout"), "\x00"), "\x00")
+	file := filepath.Join(scriptOf(ts).out, "environ")
+	ts.Check(ts.Exec("sh", "-c", `env -0 >"$0"`, file))
+	return strings.Split(strings.TrimSuffix(ts.ReadFile(file), "\x00"), "\x00")
 }
 
 // lookPath finds a command as the script's shell would.
