@@ -30,10 +30,13 @@ var points = []string{pointStart, pointOffered, pointOwns, pointHealth, pointSus
 // actions are what can be done, by name. An error is the end of what goes on at the
 // point.
 var actions = map[string]func(context.Context) error{
-	"exit0": func(context.Context) error { os.Exit(0); return nil },
+	"exit0": func(context.Context) error {
+		os.Exit(0) //nolint:revive // like a program that believes it is done: there is no last word
+		return nil
+	},
 	"exit1": func(context.Context) error { return errors.New("failing because of -do exit1") },
 	"fail":  func(context.Context) error { return errors.New("failing because of -do fail") },
-	// As a fault of its own or the kernel would: there is no last word.
+	// As by the kernel, for want of memory.
 	"crash": func(context.Context) error { return errors.Join(sendSelf(syscall.SIGKILL), never()) },
 	// Goes on when somebody sends SIGCONT.
 	"freeze": func(context.Context) error { return sendSelf(syscall.SIGSTOP) },
