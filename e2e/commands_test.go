@@ -28,17 +28,19 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	//	starts a service and waits until it owns, as owns does
 	"service": cmdService,
 	// owns NAME|FILE
-	//	waits until a process owns, by its log; HTTP is its address from then on
+	//	waits until a process owns, by its log; HTTP is its address and PID its pid
+	//	from then on
 	"owns": cmdOwns,
 	// start NAME COMMAND...
 	//	starts a process, and goes on
 	"start": cmdStart,
 	// await NAME|FILE PATTERN
-	//	waits until a process has printed something, or a file has it
+	//	waits until a process has printed something, or a file has it; PID is the pid
+	//	in that line from then on
 	"await": cmdAwait,
 	// exited NAME STATUS
-	//	waits until a process has ended: STATUS is a number or the name of a signal.
-	//	Its output is stdout and stderr from then on
+	//	waits until a process has ended: STATUS is a number or the name of a signal, or
+	//	several of them with | between. Its output is stdout and stderr from then on
 	"exited": cmdExited,
 	// exits STATUS COMMAND...
 	//	runs a command to its end
@@ -93,7 +95,8 @@ func cmdService(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdOwns(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 1, "owns NAME|FILE")
-	line := await(ts, args[0], `msg=owns .*$`)
+	line := await(ts, args[0], `msg=owns `)
+	setPID(ts, line)
 	if m := regexp.MustCompile(` http=(\S+)`).FindStringSubmatch(line); m != nil {
 		ts.Setenv("HTTP", m[1])
 	}
@@ -106,13 +109,19 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 2, "await NAME|FILE PATTERN")
-	await(ts, args[0], args[1])
+	setPID(ts, await(ts, args[0], args[1]))
+}
+
+func setPID(ts *testscript.TestScript, line string) {
+	if m := regexp.MustCompile(` pid=(\d+)`).FindStringSubmatch(line); m != nil {
+		ts.Setenv("PID", m[1])
+	}
 }
 
 // await waits until a process has printed what matches, or a file has it, and
-// returns the match.
+// returns the rest of its line, too.
 func await(ts *testscript.TestScript, name, expr string) (match string) {
-	pattern, err := regexp.Compile("(?m)" + expr)
+	pattern, err := regexp.Compile("(?m)(" + expr + ").*$")
 	ts.Check(err)
 	read := func() string {
 		text, _ := os.ReadFile(ts.MkAbs(name)) // it may be there in a moment
