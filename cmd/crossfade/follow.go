@@ -2,86 +2,123 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/crossfade-go/crossfade"
 )
 
-// This file follows a service from owner to owner.
+// This file tells what becomes of a service, whoever owns it.
+
+// sight is what was seen of a service.
+type sight struct {
+	at     time.Time         // when the look began
+	status *crossfade.Status // of who has answered; nil if nobody has
+	event  *crossfade.Event  // the change that led to the look, or nil
+	err    error             // why there is no status; nil with an event
+}
+
+// owner returns who owns, nil if that was not seen.
+func (s sight) owner() *crossfade.Process {
+	if s.status == nil || !s.status.State.Owns() {
+		return nil
+	}
+	return &s.status.Process
+}
 
 const (
 	// lookTimeout is how long an owner may take to say how it stands.
 	lookTimeout = 2 * time.Second
-	// lookPause lies between two looks for an owner where there is none: nothing
-	// tells that a path comes into being.
+	// lookPause is the time between two looks where nothing tells of a change: for
+	// a socket to appear.
 	lookPause = 50 * time.Millisecond
 )
 
-// sight is what a follower has seen: an event of the process that serves the control
-// socket, or why nobody could be asked.
-type sight struct {
-	event *crossfade.Event // nil if err is not
-	err   error
+// look asks whoever serves the socket how it stands.
+func look(ctx context.Context, socket string) sight {
+	s := sight{at: time.Now()}
+	ctx, cancel := context.WithTimeoutCause(ctx, lookTimeout, &impatienceError{lookTimeout})
+	defer cancel()
+	var c *crossfade.Controller
+	if c, s.err = crossfade.Dial(ctx, socket); s.err == nil {
+		s.status, s.err = c.Status(ctx)
+	}
+	return s
 }
 
-// errSeen ends a follow that has seen enough.
-var errSeen = errors.New("seen")
-
-// follow calls each for what happens on a control socket: for the present state, for
-// each change, and again for that of whoever comes to own then. While there is
-// nobody, each gets the reason, many times. It ends with ctx, whose cause it returns;
-// with nil if each returns errSeen; or with an error that does not pass, such as one
-// of permission. What each returns else counts like the loss of the owner.
-func follow(ctx context.Context, socket string, each func(sight) error) error {
-	for {
-		err := followOne(ctx, socket, each)
-		switch {
-		case errors.Is(err, errSeen):
-			return nil
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil && !passes(err):
-			return err
-		case err != nil:
-			if err := each(sight{err: err}); errors.Is(err, errSeen) {
-				return nil
-			}
+// follow sends what it sees of a service, from one owner to the next, until ctx ends:
+// a sight for each change that an owner tells, and one whenever it had to be looked
+// for. After the first one of an owner its predecessor accepts nothing any more.
+func follow(ctx context.Context, socket string, sights chan<- sight) {
+	for ctx.Err() == nil {
+		if err := followOwner(ctx, socket, sights); err == nil {
+			continue // it has told that it has nothing to do with the socket any more
 		}
+		_ = send(ctx, sights, look(ctx, socket))
 		pause(ctx, lookPause)
 	}
 }
 
-// followOne follows the process that serves the socket now, until that one has
-// nothing to do with it any more.
-func followOne(ctx context.Context, socket string, each func(sight) error) error {
-	dial, cancel := context.WithTimeoutCause(ctx, lookTimeout, &impatienceError{lookTimeout})
-	defer cancel()
-	c, err := crossfade.Dial(dial, socket)
+// eachSight calls each for what it sees of a service, until that one has seen enough:
+// then it returns nil. Otherwise it ends with the cause of ctx, or with an error that
+// does not pass, as that of a missing permission.
+func eachSight(ctx context.Context, socket string, each func(sight) (enough bool)) error {
+	following, stop := context.WithCancel(ctx)
+	sights := make(chan sight)
+	var follower sync.WaitGroup
+	follower.Go(func() { follow(following, socket, sights) })
+	defer follower.Wait()
+	defer stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case s := <-sights:
+			switch {
+			case s.err != nil && ctx.Err() != nil: // which is why there is an error
+			case s.err != nil && !passes(s.err):
+				return s.err
+			case each(s):
+				return nil
+			}
+		}
+	}
+}
+
+// followOwner follows one owner. An error says that it has not told its end.
+func followOwner(ctx context.Context, socket string, sights chan<- sight) error {
+	dialCtx, cancel := context.WithTimeout(ctx, lookTimeout)
+	c, err := crossfade.Dial(dialCtx, socket)
+	cancel()
 	if err != nil {
 		return err
 	}
-	return c.Watch(ctx, func(e crossfade.Event) error { return each(sight{event: &e}) })
-}
-
-// passes reports whether what stands in the way of asking the owner can be another
-// thing a moment later.
-func passes(err error) bool {
-	if codeOf(err) == codeDenied {
-		return false
-	}
-	for _, sentinel := range []error{
-		crossfade.ErrNoOwner, crossfade.ErrOwnerUnknown, crossfade.ErrLost, crossfade.ErrMoved, context.DeadlineExceeded,
-	} {
-		if errors.Is(err, sentinel) {
-			return true
+	return c.Watch(ctx, func(e crossfade.Event) error {
+		s := look(ctx, socket)
+		for s.err != nil && impatient(s.err) && ctx.Err() == nil {
+			s = look(ctx, socket) // it is slow, and tells of no change a second time
 		}
-	}
-	return false
+		if s.status == nil || s.status.Process.Instance != e.Process.Instance {
+			// Another one answers already, or nobody: that is for the time when
+			// this one has told its end.
+			s.status, s.err = nil, nil
+		}
+		s.event = &e
+		return send(ctx, sights, s)
+	})
 }
 
-// pause waits, and reports whether ctx has not ended.
+func send(ctx context.Context, sights chan<- sight, s sight) error {
+	select {
+	case sights <- s:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// pause waits where nothing tells of a change, and reports whether ctx has not ended.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -93,34 +130,24 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// look asks how whoever serves the socket stands, and does not wait long for it.
-func look(ctx context.Context, socket string) (*crossfade.Status, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lookTimeout, &impatienceError{lookTimeout})
-	defer cancel()
-	c, err := crossfade.Dial(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	return c.Status(ctx)
-}
-
 // whoServes asks for the owner, and waits a moment for one that is just about to
 // own. Without one the error matches ErrNoOwner.
-func whoServes(ctx context.Context, socket string) (*crossfade.Process, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lookTimeout, &impatienceError{lookTimeout})
+func whoServes(socket string) (*crossfade.Process, error) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), lookTimeout, &impatienceError{lookTimeout})
 	defer cancel()
 	for {
-		s, err := look(ctx, socket)
+		s := look(ctx, socket)
+		if owner := s.owner(); owner != nil {
+			return owner, nil
+		}
 		switch {
-		case err == nil && s.State.Owns():
-			return &s.Process, nil
-		case err == nil:
-			err = fmt.Errorf("%s answers and is %v", name(s.Process), s.State)
-		case !errors.Is(err, crossfade.ErrLost) && !errors.Is(err, crossfade.ErrMoved):
-			return nil, err
+		case s.status != nil:
+			s.err = fmt.Errorf("%s answers and is %v", name(s.status.Process), s.status.State)
+		case !passes(s.err) || codeOf(s.err) == codeNoOwner:
+			return nil, s.err
 		}
 		if !pause(ctx, lookPause) {
-			return nil, err
+			return nil, s.err
 		}
 	}
 }

@@ -52,8 +52,8 @@ type command struct {
 // commands are in the order in which help lists them.
 var commands = []*command{
 	runCommand,
-	statusCommand, waitCommand,
-	settleCommand,
+	statusCommand, waitCommand, checkCommand,
+	upgradeCommand, cancelCommand, settleCommand, drainCommand,
 	versionCommand, helpCommand,
 }
 
@@ -180,6 +180,11 @@ type impatienceError struct{ limit time.Duration }
 func (e *impatienceError) Error() string { return "no answer within " + span(e.limit) }
 
 func (e *impatienceError) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// interrupted reports whether ctx has ended because the user wishes so.
+func interrupted(ctx context.Context) bool {
+	return ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.DeadlineExceeded)
+}
 
 // list is the value of a flag that takes names, separated by commas.
 type list []string

@@ -96,11 +96,6 @@ func (in *invocation) printJSON(o object) {
 	fmt.Fprintf(in.stdout, "%s\n", line)
 }
 
-// done is the result of a request that was fulfilled.
-func done(out *crossfade.Outcome) result {
-	return result{code: codeDone, reason: out.Text, serving: out.Serving}
-}
-
 // failure is the result of an error, and looks who serves if the error does not say.
 func failure(in *invocation, err error) result {
 	r := result{code: codeOf(err), reason: sentence(err)}
@@ -110,7 +105,7 @@ func failure(in *invocation, err error) result {
 	if r.serving != nil || r.code == codeNoOwner || r.code == codeDenied {
 		return r
 	}
-	serving, lookErr := whoServes(context.Background(), in.socket)
+	serving, lookErr := whoServes(in.socket)
 	switch {
 	case lookErr == nil:
 		r.serving = serving
@@ -144,6 +139,22 @@ func silence(in *invocation, err error) string {
 		}
 	}
 	return fmt.Sprintf("%s: %s does not answer on %s: it is stopped, frozen or overloaded; wake it up or end it", sentence(err), who, in.socket)
+}
+
+// passes reports whether what stands in the way of asking the owner can be another
+// thing a moment later.
+func passes(err error) bool {
+	if codeOf(err) == codeDenied {
+		return false
+	}
+	for _, sentinel := range []error{
+		crossfade.ErrNoOwner, crossfade.ErrOwnerUnknown, crossfade.ErrLost, crossfade.ErrMoved, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, sentinel) {
+			return true
+		}
+	}
+	return false
 }
 
 // codeOf finds the exit status of an error. The order decides where several match.

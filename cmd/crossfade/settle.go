@@ -8,6 +8,8 @@ import (
 	"github.com/crossfade-go/crossfade"
 )
 
+// This file has the requests that the owner fulfils and answers, and nothing else.
+
 var settleCommand = &command{
 	name: "settle", args: "[--timeout D]",
 	summary: "end the probation of the new owner: it stays",
@@ -18,17 +20,53 @@ probation there is nothing to do, and that is a success.`,
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
 		limit := timeout(flags, 10*time.Second, "how long to wait for the owner and its predecessor")
 		return func(ctx context.Context, in *invocation) result {
-			ctx, cancel := limit.context(ctx)
-			defer cancel()
-			c, err := crossfade.Dial(ctx, in.socket)
-			if err != nil {
-				return failure(in, err)
-			}
-			out, err := c.Settle(ctx)
-			if err != nil {
-				return failure(in, err)
-			}
-			return done(out)
+			return request(ctx, in, limit, (*crossfade.Controller).Settle)
 		}
 	},
+}
+
+var cancelCommand = &command{
+	name: "cancel", args: "[--instance I] [--kill] [--reason R] [--timeout D]",
+	summary: "abort the attempt to replace the owner that is under way",
+	long: `The owner gives the attempt up and goes on; the successor learns the reason and fails. That
+there is nothing to cancel is a success. An attempt that is committed cannot be cancelled
+any more: code 8 if the successor owns, which crossfade rollback may undo, and code 9 if it
+has not answered yet.
+
+With --instance only the attempt of that instance is cancelled, and no later one of it can
+begin: after a success it certainly never owns. With --kill a successor that has not exited
+3 s later is ended, so that one which is frozen is in nobody's way, also after Commit: the
+owner, which stands by then, resumes.`,
+	example: "crossfade cancel --socket /run/app/control.sock --kill --reason 'hotfix'",
+	codes:   []code{codeDone, codeNoOwner, codeFailed, codeDenied, codeRefused, codeUnknown, codeNobody},
+	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
+		opts := new(crossfade.CancelOptions)
+		flags.StringVar(&opts.Instance, "instance", "", "cancel the attempt of this `instance` only, for good")
+		flags.BoolVar(&opts.Kill, "kill", false, "end a successor that does not exit by itself")
+		flags.StringVar(&opts.Reason, "reason", "", "the `reason`, for the successor and the logs")
+		limit := timeout(flags, 10*time.Second, "how long to wait for the owner, and for the end of the successor")
+		return func(ctx context.Context, in *invocation) result {
+			return request(ctx, in, limit, func(c *crossfade.Controller, ctx context.Context) (*crossfade.Outcome, error) {
+				return c.Cancel(ctx, opts)
+			})
+		}
+	},
+}
+
+// request has the owner do something, and waits for its answer.
+func request(
+	ctx context.Context, in *invocation, limit *patience,
+	do func(*crossfade.Controller, context.Context) (*crossfade.Outcome, error),
+) result {
+	ctx, cancel := limit.context(ctx)
+	defer cancel()
+	c, err := crossfade.Dial(ctx, in.socket)
+	if err != nil {
+		return failure(in, err)
+	}
+	out, err := do(c, ctx)
+	if err != nil {
+		return failure(in, err)
+	}
+	return result{reason: out.Text, serving: out.Serving}
 }

@@ -40,28 +40,10 @@ that has rolled back is in nobody's list, and counts as gone.`,
 	},
 }
 
-// wait returns when the owner stands as it should. unmet says in one sentence why it
-// does not, and is empty when it does.
+// wait is the result of waiting for the owner to stand as it should.
 func wait(ctx context.Context, in *invocation, unmet func(*crossfade.Status) string) result {
 	began := time.Now()
-	last := "nobody has answered"
-	var seen *crossfade.Status
-	err := follow(ctx, in.socket, func(s sight) error {
-		seen = nil
-		if s.err != nil {
-			last = sentence(s.err)
-			return nil
-		}
-		status, err := look(ctx, in.socket)
-		if err != nil {
-			return err
-		}
-		seen = status
-		if last = unmet(status); last != "" {
-			return nil
-		}
-		return errSeen
-	})
+	seen, last, err := await(ctx, in.socket, unmet)
 	r := result{}
 	switch {
 	case err == nil:
@@ -76,6 +58,26 @@ func wait(ctx context.Context, in *invocation, unmet func(*crossfade.Status) str
 	}
 	r.fields = object{"took_ms": time.Since(began).Milliseconds()}
 	return r
+}
+
+// await returns when the owner stands as it should, or with an error. unmet says in
+// one sentence why it does not, and is empty when it does. seen is what was seen last,
+// nil if nobody answered, and last is the same in one sentence.
+func await(ctx context.Context, socket string, unmet func(*crossfade.Status) string) (seen *crossfade.Status, last string, err error) {
+	last = "nobody has answered"
+	err = eachSight(ctx, socket, func(s sight) (enough bool) {
+		switch {
+		case s.status != nil:
+			last = unmet(s.status)
+		case s.err != nil:
+			last = sentence(s.err)
+		default: // the next sight tells who owns now
+			return false
+		}
+		seen = s.status
+		return last == ""
+	})
+	return seen, last, err
 }
 
 // notWithin says why waiting has ended without what was waited for.
@@ -111,13 +113,11 @@ func (c *condition) unmet(s *crossfade.Status) string {
 		return who + " owns"
 	case c.settled && !settled(s):
 		return who + " owns and is not settled: its predecessor can come back"
-	case c.gone != 0 && s.Process.Generation == c.gone:
-		return who + " owns"
+	case c.gone != 0:
+		return stillThere(s, c.gone)
+	default:
+		return ""
 	}
-	if i := slices.IndexFunc(s.Draining, func(g crossfade.Generation) bool { return g.Process.Generation == c.gone }); c.gone != 0 && i >= 0 {
-		return s.Draining[i].String()
-	}
-	return ""
 }
 
 // settled reports whether no predecessor of the owner can come back.
@@ -125,9 +125,4 @@ func settled(s *crossfade.Status) bool {
 	return s.Probation == nil && !slices.ContainsFunc(s.Draining, func(g crossfade.Generation) bool {
 		return g.State == crossfade.StateProbation
 	})
-}
-
-// interrupted reports whether ctx has ended because the user wishes so.
-func interrupted(ctx context.Context) bool {
-	return ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.DeadlineExceeded)
 }

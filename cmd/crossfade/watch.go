@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/crossfade-go/crossfade"
@@ -31,20 +32,19 @@ func watch(ctx context.Context, in *invocation) result {
 // watchLines prints an object for each event, and for each time that there is no owner.
 func watchLines(ctx context.Context, in *invocation) error {
 	absence := ""
-	return follow(ctx, in.socket, func(s sight) error {
-		if s.event != nil {
+	return eachSight(ctx, in.socket, func(s sight) (enough bool) {
+		switch {
+		case s.event != nil:
 			absence = ""
 			in.printJSON(eventObject(s.event))
-			return nil
-		}
-		if text := sentence(s.err); text != absence { // once, and not each time that somebody looks
-			absence = text
+		case s.err != nil && sentence(s.err) != absence: // once, and not each time that somebody looks
+			absence = sentence(s.err)
 			in.printJSON(object{
-				"at": instant(time.Now()), "process": nil, "state": nil, "text": text,
+				"at": instant(s.at), "process": nil, "state": nil, "text": absence,
 				"attempt": nil, "failure": nil, "serving": nil,
 			})
 		}
-		return nil
+		return false
 	})
 }
 
@@ -72,81 +72,71 @@ const maxEvents = 10
 // live is the live view.
 type live struct {
 	socket string
-	status *crossfade.Status // nil while nobody has answered
-	err    error             // why not
-	events []string          // the last ones
+	sight  sight    // the last one with a status or an error
+	events []string // the last ones
 }
+
+var errNotAsked = errors.New("nobody has answered yet")
 
 // watchLive shows how the owner stands until ctx ends. What it showed last stays on
 // the terminal.
 func watchLive(ctx context.Context, in *invocation, screen *terminal) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	news := make(chan sight)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		cancel(follow(ctx, in.socket, func(s sight) error {
-			select {
-			case news <- s:
-			case <-ctx.Done():
-			}
-			return nil
-		}))
-	}()
-	defer func() { <-ended }()
+	following, stop := context.WithCancel(ctx)
+	sights := make(chan sight)
+	var follower sync.WaitGroup
+	follower.Go(func() { follow(following, in.socket, sights) })
+	defer follower.Wait()
+	defer stop()
 
 	screen.enter()
-	v := &live{socket: in.socket, err: errors.New("asking")}
+	v := &live{socket: in.socket, sight: sight{err: errNotAsked}}
 	defer func() {
 		screen.leave()
 		fmt.Fprint(in.stdout, v.render(time.Now()))
 	}()
 	ticker := time.NewTicker(refresh)
 	defer ticker.Stop()
-	resized, stop := screen.resized()
-	defer stop()
+	resized, ignore := screen.resized()
+	defer ignore()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case s := <-news:
-			v.add(s)
-			v.look(ctx)
+		case s := <-sights:
+			v.see(ctx, s)
 		case <-ticker.C:
-			v.look(ctx)
+			v.see(ctx, look(ctx, in.socket))
 		case <-resized:
+		}
+		if err := v.sight.err; err != nil && !errors.Is(err, errNotAsked) && !passes(err) {
+			return err
 		}
 		screen.draw(v.render(time.Now()))
 	}
 }
 
-// add notes an event.
-func (v *live) add(s sight) {
-	if s.event == nil {
-		return // the look that follows says it
+// see takes a sight in. What the end of ctx has broken off is none.
+func (v *live) see(ctx context.Context, s sight) {
+	if e := s.event; e != nil {
+		text := fmt.Sprintf("%s  %s: %s", e.At.UTC().Format("15:04:05Z"), name(e.Process), e.Text)
+		if e.Failure != nil {
+			text += ": " + e.Failure.Reason
+		}
+		v.events = append(v.events, text)
+		v.events = v.events[max(0, len(v.events)-maxEvents):]
 	}
-	text := fmt.Sprintf("%s  %s: %s", s.event.At.UTC().Format("15:04:05Z"), name(s.event.Process), s.event.Text)
-	if f := s.event.Failure; f != nil {
-		text += ": " + f.Reason
-	}
-	v.events = append(v.events, text)
-	v.events = v.events[max(0, len(v.events)-maxEvents):]
-}
-
-func (v *live) look(ctx context.Context) {
-	status, err := look(ctx, v.socket)
-	if ctx.Err() == nil { // else the last answer is the last word
-		v.status, v.err = status, err
+	if ctx.Err() == nil && (s.status != nil || s.err != nil) {
+		v.sight = s
 	}
 }
 
 func (v *live) render(now time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %s\n\n", v.socket, now.UTC().Format("2006-01-02 15:04:05Z"))
-	if v.status != nil {
-		b.WriteString(renderStatus(v.status, now))
+	if v.sight.status != nil {
+		b.WriteString(renderStatus(v.sight.status, now))
 	} else {
-		b.WriteString(sentence(v.err) + "\n")
+		b.WriteString(sentence(v.sight.err) + "\n")
 	}
 	if len(v.events) > 0 {
 		b.WriteString("\n")

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/crossfade-go/crossfade"
+)
+
+// This file ends the drain of an older generation.
+
+var drainCommand = &command{
+	name: "drain", args: "--now GENERATION [--wait] [--timeout D]",
+	summary: "have an older process end its drain now",
+	long: `The owner asks the older process to finish at once, and the command returns when it has been
+asked, or if it has gone. With --wait it returns when it has exited.
+
+The owner's own predecessor is asked by its program's means, and DrainContext ends. An
+older one is sent SIGTERM, if the owner may end such processes (Config.KillOverdue): code 7
+if it may not, with the pid. The owner itself cannot be asked, nor can a predecessor that
+stands by (code 8): see crossfade stop and crossfade settle.`,
+	example: "crossfade drain --socket /run/app/control.sock --now 12 --wait",
+	codes:   []code{codeDone, codeNoOwner, codeFailed, codeTimeout, codeDenied, codeRefused, codeUnknown, codeNobody},
+	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
+		generation := flags.Uint64("now", 0, "the `generation` whose drain is to end")
+		waiting := flags.Bool("wait", false, "wait until it has exited")
+		limit := timeout(flags, 30*time.Second, "how long to wait for the owner, and with --wait for the exit")
+		return func(ctx context.Context, in *invocation) result {
+			if *generation == 0 {
+				return usage("drain: which generation? give --now, `crossfade status` lists them")
+			}
+			ctx, cancel := limit.context(ctx)
+			defer cancel()
+			r := endDrain(ctx, in, *generation)
+			if r.code != codeDone || !*waiting {
+				return r
+			}
+			return awaitGone(ctx, in, *generation)
+		}
+	},
+}
+
+func endDrain(ctx context.Context, in *invocation, generation uint64) result {
+	// The owner says of a generation that it does not know that it has gone. That is
+	// not what whoever mistypes the number should be told.
+	s := look(ctx, in.socket)
+	switch {
+	case s.err != nil:
+		return failure(in, s.err)
+	case generation > s.status.Process.Generation:
+		return result{
+			code: codeRefused, serving: s.owner(),
+			reason: fmt.Sprintf("there is no generation %d yet: the owner is %s", generation, name(s.status.Process)),
+		}
+	}
+	c, err := crossfade.Dial(ctx, in.socket)
+	if err != nil {
+		return failure(in, err)
+	}
+	out, err := c.EndDrain(ctx, generation)
+	if err != nil {
+		return failure(in, err)
+	}
+	return result{reason: out.Text, serving: out.Serving}
+}
+
+// awaitGone returns when an older generation has exited.
+func awaitGone(ctx context.Context, in *invocation, generation uint64) result {
+	var serves *crossfade.Process
+	seen, last, err := await(ctx, in.socket, func(s *crossfade.Status) string {
+		serves = serving(s)
+		return stillThere(s, generation)
+	})
+	switch {
+	case err == nil:
+		return result{reason: fmt.Sprintf("generation %d has gone", generation), serving: serving(seen)}
+	case ctx.Err() != nil:
+		return result{code: codeTimeout, reason: notWithin(err) + ": " + last, serving: serves}
+	default:
+		return failure(in, err)
+	}
+}
+
+// stillThere says what a generation does that has not exited, empty if it has.
+func stillThere(s *crossfade.Status, generation uint64) string {
+	if s.Process.Generation == generation {
+		return name(s.Process) + " owns"
+	}
+	if i := slices.IndexFunc(s.Draining, func(g crossfade.Generation) bool { return g.Process.Generation == generation }); i >= 0 {
+		g := s.Draining[i]
+		text := fmt.Sprintf("%s is %v", name(g.Process), g.State)
+		if g.Connections >= 0 {
+			text += fmt.Sprintf(", with %d connections", g.Connections)
+		}
+		return text
+	}
+	return ""
+}
