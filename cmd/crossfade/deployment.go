@@ -34,7 +34,7 @@ type deployment struct {
 	log     *outputLog
 	child   *started
 	began   time.Time
-	glances chan glance
+	sights chan sight
 	stop    func() // ends what sends them
 
 	// What was seen since.
@@ -67,10 +67,10 @@ func (d *deployment) start(program string) error {
 	} else {
 		d.in.say("started %s as %v", filepath.Base(program), d.self())
 	}
-	d.glances = make(chan glance)
+	d.sights = make(chan sight)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { observe(ctx, d.socket, d.glances) })
+	wg.Go(func() { follow(ctx, d.socket, d.sights) })
 	d.stop = func() {
 		cancel()
 		wg.Wait()
@@ -107,9 +107,9 @@ func (d *deployment) ours(p *crossfade.Process) bool {
 	return p != nil && p.Instance == d.opts.instance
 }
 
-func (d *deployment) look() glance { return glanceAt(context.Background(), d.socket) }
+func (d *deployment) look() sight { return look(context.Background(), d.socket) }
 
-// standing is what a glance says of the new process.
+// standing is what a sight says of the new process.
 type standing int
 
 const (
@@ -118,8 +118,8 @@ const (
 	out                // it does not own, and will not
 )
 
-// judge takes note of a glance and says what it means.
-func (d *deployment) judge(s glance) standing {
+// judge takes note of a sight and says what it means.
+func (d *deployment) judge(s sight) standing {
 	d.note(s)
 	switch st := s.status; {
 	case st == nil:
@@ -143,8 +143,8 @@ func (d *deployment) judge(s glance) standing {
 	}
 }
 
-// note keeps what a glance says of the new process.
-func (d *deployment) note(s glance) {
+// note keeps what a sight says of the new process.
+func (d *deployment) note(s sight) {
 	if e := s.event; e != nil {
 		if e.Failure != nil && d.ours(&e.Failure.Successor) {
 			d.failure = e.Failure
@@ -229,7 +229,7 @@ func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 	for {
 		stands := undecided
 		select {
-		case s := <-d.glances:
+		case s := <-d.sights:
 			stands = d.judge(s)
 		case <-exited:
 			exited = nil
@@ -337,7 +337,7 @@ func (d *deployment) awaitChange(limit time.Time) {
 	timer := time.NewTimer(min(healthInterval, max(time.Until(limit), 0)))
 	defer timer.Stop()
 	select {
-	case s := <-d.glances:
+	case s := <-d.sights:
 		d.note(s)
 	case <-timer.C:
 	}
@@ -364,7 +364,7 @@ func (d *deployment) bake(ctx context.Context) result {
 		select {
 		case <-passed:
 			return d.settle()
-		case s := <-d.glances:
+		case s := <-d.sights:
 			d.note(s)
 			if who := s.owner(); who != nil && !d.ours(who) {
 				return d.fellBack("the new process does not own any more")
@@ -501,7 +501,7 @@ func (d *deployment) failed(why string) result {
 
 // awaitServing returns who serves after the end of an attempt: that may take a
 // moment.
-func (d *deployment) awaitServing() glance {
+func (d *deployment) awaitServing() sight {
 	for limit := time.Now().Add(changeLimit); ; d.awaitChange(limit) {
 		s := d.look()
 		d.note(s)
@@ -515,7 +515,7 @@ func (d *deployment) awaitServing() glance {
 }
 
 // lost is the report of a deployment that has failed. s is the last look.
-func (d *deployment) lost(why string, s glance) result {
+func (d *deployment) lost(why string, s sight) result {
 	text := "the deployment failed: " + why
 	if d.child != nil {
 		if d.owner == nil {
