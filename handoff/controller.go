@@ -182,6 +182,10 @@ func RequestStop(ctx context.Context, conn *scm.Conn, reason string) (*Outcome, 
 
 // RequestCheck asks the owner what who would meet as a successor. Nothing begins.
 func RequestCheck(ctx context.Context, conn *scm.Conn, who *Candidate) (*Rehearsal, error) {
+	return check(ctx, conn, who)
+}
+
+func check(ctx context.Context, conn frames, who *Candidate) (*Rehearsal, error) {
 	r := &pb.CheckRequest{Successor: processToWire(who.Process), Force: who.Force, AtProbationEnd: probationEndToWire(who.AtProbationEnd)}
 	if who.Probation > 0 {
 		r.Probation = durationpb.New(who.Probation)

@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 
+	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -16,6 +17,14 @@ const (
 	WriteTimeout = writeTimeout
 	MaxReason    = maxReason
 	MaxDuration  = maxDuration
+
+	MaxConnections = maxConnections
+	MaxWatchers    = maxWatchers
+	WatchQueue     = watchQueue
+	MaxCancelled   = maxCancelled
+	CancelGrace    = cancelGrace
+	DebtLimit      = debtLimit
+	AllowedAtOnce  = allowedAtOnce
 )
 
 func (s *Server) Serve(conn Frames, peer *scm.Peer) { s.serve(conn, peer) }
@@ -29,3 +38,17 @@ func ConnectOn(ctx context.Context, conn Frames, cfg *SuccessorConfig) (*Taking,
 func QueryStatusOn(ctx context.Context, conn Frames) (*Status, error) {
 	return queryStatus(ctx, conn)
 }
+
+func WatchOn(ctx context.Context, conn Frames, each func(Event) error) error {
+	return watch(ctx, conn, each)
+}
+
+func CommandOn(ctx context.Context, conn Frames, r *pb.ControlRequest) (*Outcome, error) {
+	return command(ctx, conn, r)
+}
+
+func CheckOn(ctx context.Context, conn Frames, who *Candidate) (*Rehearsal, error) {
+	return check(ctx, conn, who)
+}
+
+func RefusedFromWire(w *pb.Refuse) error { return refusedFromWire(w) }

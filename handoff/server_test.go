@@ -513,7 +513,6 @@ func TestStatus(t *testing.T) {
 func TestControllers(t *testing.T) {
 	greeting := &pb.Hello{Versions: []uint32{handoff.Version}, Role: pb.Role_ROLE_CONTROLLER}
 	requests := []*pb.ControlRequest{
-		{Request: &pb.ControlRequest_Watch{Watch: &pb.WatchRequest{}}},
 		{Request: &pb.ControlRequest_Upgrade{Upgrade: &pb.UpgradeRequest{}}},
 		{Request: &pb.ControlRequest_Stop{Stop: &pb.StopRequest{}}},
 		{},

@@ -47,10 +47,12 @@ var skews = []struct {
 	{unknown: "a refuse code", test: refuseCode},
 	{unknown: "an abort code", test: abortCode},
 	{unknown: "an error code", test: errorCode},
+	{unknown: "an outcome code", test: outcomeCode},
 	{unknown: "a kind in the manifest", test: kindInTheManifest},
 	{unknown: "a file type", test: fileType},
 	{unknown: "a moment of a state", test: momentOfAState},
 	{unknown: "a kind, a state or an origin in a status", test: inAStatus},
+	{unknown: "a state in an event or an outcome", test: stateForAController},
 	{unknown: "another frame header", test: frameHeader},
 }
 
@@ -64,22 +66,23 @@ func TestSkew(t *testing.T) {
 
 // unknownEnum says which row of skews each enumeration's fields are in.
 var unknownEnum = map[protoreflect.FullName]string{
-	"Hello.role":              "a role",
-	"Hello.at_probation_end":  "an answer at the end of the probation",
-	"Probation.at_end":        "an answer at the end of the probation",
-	"Refuse.code":             "a refuse code",
-	"Abort.code":              "an abort code",
-	"Error.code":              "an error code",
-	"Descriptor.kind":         "a kind in the manifest",
-	"Identity.type":           "a file type",
-	"Descriptor.state_moment": "a moment of a state",
-	"StatusReply.state":       "a kind, a state or an origin in a status",
-	"DescriptorStatus.kind":   "a kind, a state or an origin in a status",
-	"DescriptorStatus.origin": "a kind, a state or an origin in a status",
-	"Generation.state":        "a kind, a state or an origin in a status",
-	// In messages that this version does not read.
-	"Event.state":   "",
-	"Outcome.state": "",
+	"Hello.role":                    "a role",
+	"Hello.at_probation_end":        "an answer at the end of the probation",
+	"Probation.at_end":              "an answer at the end of the probation",
+	"Refuse.code":                   "a refuse code",
+	"Abort.code":                    "an abort code",
+	"Error.code":                    "an error code",
+	"Descriptor.kind":               "a kind in the manifest",
+	"Identity.type":                 "a file type",
+	"Descriptor.state_moment":       "a moment of a state",
+	"StatusReply.state":             "a kind, a state or an origin in a status",
+	"DescriptorStatus.kind":         "a kind, a state or an origin in a status",
+	"DescriptorStatus.origin":       "a kind, a state or an origin in a status",
+	"Generation.state":              "a kind, a state or an origin in a status",
+	"CheckRequest.at_probation_end": "an answer at the end of the probation",
+	"Outcome.code":                  "an outcome code",
+	"Outcome.state":                 "a state in an event or an outcome",
+	"Event.state":                   "a state in an event or an outcome",
 }
 
 // TestEveryEnumerationHasItsOutcome: who adds a field must say what an older or a
@@ -351,6 +354,16 @@ func probationEnd(t *testing.T) {
 				t.Errorf("the status is %+v, %v", st, err)
 			}
 		})
+		bubble(t, fmt.Sprint("in a rehearsal ", number), func(t *testing.T) {
+			var seen handoff.Candidate
+			o := newOwner(t, func(c *handoff.ServerConfig) {
+				c.Accept = func(_ context.Context, who handoff.Candidate) error { seen = who; return errBoom }
+			})
+			r := o.controller(&pb.ControlRequest{Request: &pb.ControlRequest_Check{Check: &pb.CheckRequest{AtProbationEnd: pb.ProbationEnd(number)}}}).answer()
+			if r.GetCheck().GetRefuse().GetCode() != pb.RefuseCode_REFUSE_CODE_POLICY || seen.AtProbationEnd != handoff.SettleAtEnd {
+				t.Errorf("the policy sees %v, the answer is %v", seen.AtProbationEnd, r)
+			}
+		})
 	}
 }
 
@@ -414,6 +427,62 @@ func errorCode(t *testing.T) {
 		bubble(t, code.String(), func(t *testing.T) {
 			_, err := asked(t, refusal(code))
 			mustMatch(t, err, is(target), "for a reason of the future")
+		})
+	}
+}
+
+// heard is what a controller gets for an outcome, and for an event.
+func heard(t *testing.T, answer *pb.ControlResponse) (out *handoff.Outcome, events []handoff.Event, err error) {
+	t.Helper()
+	p := newPipe(t)
+	server := &player{t: t, end: p.server}
+	server.say(welcome(0), answer)
+	if answer.GetOutcome() != nil {
+		out, err = handoff.CommandOn(t.Context(), p.client, settleRequest)
+		return out, nil, err
+	}
+	server.close()
+	err = handoff.WatchOn(t.Context(), p.client, func(e handoff.Event) error { events = append(events, e); return nil })
+	return nil, events, err
+}
+
+func outcomeCode(t *testing.T) {
+	for _, number := range append(unlike, 0) {
+		bubble(t, fmt.Sprint(number), func(t *testing.T) {
+			_, _, err := heard(t, &pb.ControlResponse{Response: &pb.ControlResponse_Outcome{Outcome: &pb.Outcome{
+				Code: pb.OutcomeCode(number), Reason: "for a reason of the future", Serving: &pb.Process{Instance: "v1"},
+			}}})
+			mustMatch(t, err, nil, "for a reason of the future")
+			var out *handoff.OutcomeError
+			if !errors.As(err, &out) || out.Serving == nil || out.Serving.Instance != "v1" {
+				t.Errorf("%#v", err)
+			}
+			for _, target := range []error{handoff.ErrFailed, handoff.ErrBusy, handoff.ErrOutcomeUnknown, handoff.ErrCommitted, nil} {
+				if errors.Is(err, target) {
+					t.Errorf("%v claims to be %v", err, target)
+				}
+			}
+		})
+		bubble(t, fmt.Sprint("of a success ", number), func(t *testing.T) {
+			out, _, err := heard(t, &pb.ControlResponse{Response: &pb.ControlResponse_Outcome{Outcome: &pb.Outcome{Ok: true, Code: pb.OutcomeCode(number)}}})
+			if err != nil || out.Serving != nil {
+				t.Errorf("%+v, %v", out, err)
+			}
+		})
+	}
+}
+
+func stateForAController(t *testing.T) {
+	for _, number := range append(unlike, 0) {
+		bubble(t, fmt.Sprint(number), func(t *testing.T) {
+			out, _, err := heard(t, &pb.ControlResponse{Response: &pb.ControlResponse_Outcome{Outcome: &pb.Outcome{Ok: true, State: pb.State(number)}}})
+			if err != nil || out.State != 0 {
+				t.Errorf("%+v, %v", out, err)
+			}
+			_, events, err := heard(t, &pb.ControlResponse{Response: &pb.ControlResponse_Event{Event: &pb.Event{State: pb.State(number), Text: "news"}}})
+			if err != nil || len(events) != 1 || events[0].State != 0 || events[0].Text != "news" {
+				t.Errorf("%+v, %v", events, err)
+			}
 		})
 	}
 }
@@ -569,8 +638,13 @@ var durations = map[protoreflect.FullName]func(t *testing.T, d *durationpb.Durat
 	"Generation.since":          timesInAStatus,
 	"Generation.remaining":      timesInAStatus,
 	"Draining.remaining":        drainingForDisplay,
-	// In messages that this version does not read.
-	"UpgradeRequest.timeout": nil,
+	"UpgradeRequest.timeout":    timeOfAnUpgrade,
+	"CheckRequest.probation":    probationRehearsed,
+	// What a rehearsal tells is for display.
+	"CheckReply.ready_timeout":     rehearsedTimes,
+	"CheckReply.max_ready_timeout": rehearsedTimes,
+	"CheckReply.commit_timeout":    rehearsedTimes,
+	"CheckReply.probation":         rehearsedTimes,
 }
 
 func TestAbsurdDurations(t *testing.T) {
@@ -607,6 +681,56 @@ func probationAskedFor(t *testing.T, d *durationpb.Duration) {
 	}
 	if m, _ := p.hear(); m.(*pb.Welcome).GetProbation().AsDuration() != want {
 		t.Errorf("the answer is %v, want a probation of %v", m, want)
+	}
+}
+
+func probationRehearsed(t *testing.T, d *durationpb.Duration) {
+	o := newOwner(t, func(c *handoff.ServerConfig) {
+		c.Limits.Probation, c.Limits.MaxProbation = time.Minute, time.Hour
+	})
+	r := o.controller(&pb.ControlRequest{Request: &pb.ControlRequest_Check{Check: &pb.CheckRequest{Probation: d}}}).answer()
+	want := min(max(d.AsDuration(), 0), time.Hour)
+	if d == nil {
+		want = time.Minute
+	}
+	if r.GetCheck().GetProbation().AsDuration() != want {
+		t.Errorf("the answer is %v, want a probation of %v", r, want)
+	}
+}
+
+func rehearsedTimes(t *testing.T, d *durationpb.Duration) {
+	p := newPipe(t)
+	server := &player{t: t, end: p.server}
+	server.say(welcome(0), &pb.ControlResponse{Response: &pb.ControlResponse_Check{Check: &pb.CheckReply{
+		ReadyTimeout: d, MaxReadyTimeout: d, CommitTimeout: d, Probation: d,
+		Refuse: &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_BUSY, Who: &pb.Process{}, Since: d, Until: d},
+	}}})
+	r, err := handoff.CheckOn(t.Context(), p.client, new(handoff.Candidate))
+	if err != nil || r.Ready != sane(d) || r.MaxReady != sane(d) || r.Commit != sane(d) || r.Probation != sane(d) {
+		t.Errorf("%+v, %v, want %v", r, err, sane(d))
+	}
+}
+
+// timeOfAnUpgrade: none is no limit, and what is not in the future has passed.
+func timeOfAnUpgrade(t *testing.T, d *durationpb.Duration) {
+	o, did := commanded(t)
+	did.upgrade = func(ctx context.Context, _ bool) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	p := o.controller(&pb.ControlRequest{Request: &pb.ControlRequest_Upgrade{Upgrade: &pb.UpgradeRequest{Timeout: d}}})
+	const long = 50 * 365 * 24 * time.Hour
+	limit := long
+	if d != nil {
+		limit = min(max(sane(d), 0), long)
+	}
+	if limit > 0 {
+		elapse(limit - time.Nanosecond)
+		p.mustWait()
+	}
+	if limit < long {
+		elapse(time.Nanosecond)
+		mustBeOutcome(t, p.answer(), pb.OutcomeCode_OUTCOME_CODE_TIMEOUT, "end of the upgrade")
 	}
 }
 

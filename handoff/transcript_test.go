@@ -17,6 +17,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/crossfade-go/crossfade/handoff"
 	"github.com/crossfade-go/crossfade/internal/transcript"
@@ -52,14 +53,14 @@ const transcripts = "testdata/v1"
 // scene is a handoff connection to record and to play again.
 type scene struct {
 	about      string
-	config     func(*handoff.ServerConfig)    // nil for nothing, like the rest
-	owner      func(*owner) *candidate        // what has happened before; a candidate that is ahead
-	asks       func(*handoff.SuccessorConfig) // what the successor wants
-	spawned    bool                           // the connection is a process's that the owner has started
-	controller bool                           // the client asks for the status
-	client     []proto.Message                // what the client says, if it is played by hand
-	server     []proto.Message                // what the server says, if it is played by hand
-	acts       []string                       // what the programs do: see stage.act
+	config     func(*handoff.ServerConfig)                 // nil for nothing, like the rest
+	owner      func(*owner) *candidate                     // what has happened before; a candidate that is ahead
+	asks       func(*handoff.SuccessorConfig)              // what the successor wants
+	spawned    bool                                        // the connection is a process's that the owner has started
+	controller func(context.Context, handoff.Frames) error // what the client asks, if it is a controller
+	client     []proto.Message                             // what the client says, if it is played by hand
+	server     []proto.Message                             // what the server says, if it is played by hand
+	acts       []string                                    // what the programs do: see stage.act
 }
 
 // scenes are those of testdata/v1, by the names of their files.
@@ -215,6 +216,10 @@ var scenes = map[string]scene{
 		about: "Refused by an owner that has lost its control path.",
 		owner: func(o *owner) *candidate { o.service.controlErr = errBoom; return nil },
 	},
+	"refused-cancelled": {
+		about: "Refused because its attempt was cancelled before it began.",
+		owner: func(o *owner) *candidate { o.controller(cancelRequest("v2", false)).answer(); return nil },
+	},
 	"refused-incompatible": {
 		about: "A successor of the future, which does not speak version 1 any more. It is played by hand.",
 		client: []proto.Message{&pb.Hello{
@@ -228,7 +233,7 @@ var scenes = map[string]scene{
 
 	"status": {
 		about:      "A controller asks an owner at rest.",
-		controller: true,
+		controller: asksStatus,
 		owner: func(o *owner) *candidate {
 			o.service.controlErr = errBoom
 			for i, d := range everyKind(o.t) {
@@ -241,7 +246,7 @@ var scenes = map[string]scene{
 	},
 	"status-during-a-handoff": {
 		about:      "A controller asks during an attempt, after another one has failed.",
-		controller: true,
+		controller: asksStatus,
 		owner: func(o *owner) *candidate {
 			o.connected().taking.Leave()
 			synctest.Wait()
@@ -253,7 +258,7 @@ var scenes = map[string]scene{
 	},
 	"status-on-probation": {
 		about:      "A controller asks an owner that can still give the service back.",
-		controller: true,
+		controller: asksStatus,
 		owner: func(o *owner) *candidate {
 			o.server.Own(2, true, false)
 			o.server.SetProbation(&handoff.Probation{
@@ -262,6 +267,95 @@ var scenes = map[string]scene{
 			})
 			return nil
 		},
+	},
+	"controller-watch": {
+		about:      "A controller watches an owner during an attempt that fails, until the owner stops.",
+		controller: asksEvents,
+		owner: func(o *owner) *candidate {
+			first := o.connected()
+			first.taking.Progress("warming up", 5*time.Minute)
+			rest()
+			return first
+		},
+		acts: []string{"predecessor FirstLeaves", "predecessor Stop"},
+	},
+	"controller-upgrade": {
+		about: "A controller has the owner start its successor, and hears when that one is settled.",
+		controller: demands(&pb.ControlRequest{Request: &pb.ControlRequest_Upgrade{Upgrade: &pb.UpgradeRequest{
+			Timeout: durationpb.New(time.Minute), WaitSettled: true,
+		}}}),
+		config: obeys,
+		owner:  upgrades,
+		acts:   []string{"predecessor FirstOwns"},
+	},
+	"controller-upgrade-failed": {
+		about:      "A controller has the owner start a successor that fails.",
+		controller: demands(upgradeRequest),
+		config:     obeys,
+		owner:      upgrades,
+		acts:       []string{"predecessor FirstAborts"},
+	},
+	"controller-upgrade-busy": {
+		about:      "A controller asks for an upgrade while another handoff is under way.",
+		controller: demands(upgradeRequest),
+		config:     obeys,
+		owner: func(o *owner) *candidate {
+			upgrades(o)
+			return o.connected()
+		},
+	},
+	"controller-cancel": {
+		about:      "A controller cancels the attempt of an instance.",
+		controller: demands(cancelRequest("v2", false)),
+		owner:      func(o *owner) *candidate { return o.connected() },
+	},
+	"controller-cancel-committed": {
+		about:      "A controller cancels an instance that owns.",
+		controller: demands(cancelRequest("v1", true)),
+	},
+	"controller-settle": {
+		about:      "A controller has the owner settle its probation.",
+		controller: demands(settleRequest),
+		config:     obeys,
+	},
+	"controller-rollback": {
+		about:      "A controller has the owner give the service back, which is settled.",
+		controller: demands(rollbackRequest),
+		config: func(c *handoff.ServerConfig) {
+			c.Commands = &commands{rollback: func(context.Context) error { return handoff.ErrSettled }}
+		},
+	},
+	"controller-end-drain": {
+		about:      "A controller ends the drain of a generation.",
+		controller: demands(endDrainRequest),
+		config:     obeys,
+	},
+	"controller-end-drain-not-allowed": {
+		about:      "A controller ends the drain of a generation that the owner cannot reach.",
+		controller: demands(endDrainRequest),
+		config: func(c *handoff.ServerConfig) {
+			c.Commands = &commands{endDrain: func() (string, error) { return "", fmt.Errorf("%w: no", handoff.ErrNotAllowed) }}
+		},
+	},
+	"controller-stop": {
+		about:      "A controller stops the owner.",
+		controller: demands(stopRequest),
+		config:     obeys,
+	},
+	"controller-check": {
+		about:      "A controller rehearses a handoff.",
+		controller: rehearses,
+	},
+	"controller-check-refused": {
+		about:      "A controller rehearses a handoff while another is under way.",
+		controller: rehearses,
+		owner:      func(o *owner) *candidate { return o.connected() },
+	},
+	"controller-moved": {
+		about:      "A controller commands a process that has retired.",
+		controller: demands(settleRequest),
+		config:     obeys,
+		owner:      func(o *owner) *candidate { o.takeOver(); return nil },
 	},
 	"controller-not-implemented": {
 		about: "A controller with a request that this version does not implement. It is played by hand.",
@@ -276,6 +370,41 @@ var scenes = map[string]scene{
 func asksFor(atEnd handoff.ProbationEnd) func(*handoff.SuccessorConfig) {
 	length := 30 * time.Second
 	return func(c *handoff.SuccessorConfig) { c.Probation, c.AtProbationEnd = &length, atEnd }
+}
+
+// obeys is an owner that does what controllers wish.
+func obeys(c *handoff.ServerConfig) { c.Commands = new(commands) }
+
+// upgrades has the owner start the candidate that it returns.
+func upgrades(o *owner) *candidate {
+	c := newCandidate(o.t)
+	o.upgradesTo(o.cfg.Commands.(*commands), c)
+	return c
+}
+
+func asksStatus(ctx context.Context, conn handoff.Frames) error {
+	_, err := handoff.QueryStatusOn(ctx, conn)
+	return err
+}
+
+func asksEvents(ctx context.Context, conn handoff.Frames) error {
+	return handoff.WatchOn(ctx, conn, func(handoff.Event) error { return nil })
+}
+
+func rehearses(ctx context.Context, conn handoff.Frames) error {
+	_, err := handoff.CheckOn(ctx, conn, &handoff.Candidate{
+		Process: handoff.Process{Instance: "v2", BuildVersion: "2.0.0", Epoch: 1, PID: 22}, Force: true,
+		Probation: 30 * time.Second, AtProbationEnd: handoff.RollbackAtEnd,
+	})
+	return err
+}
+
+// demands is a controller with one request.
+func demands(r *pb.ControlRequest) func(context.Context, handoff.Frames) error {
+	return func(ctx context.Context, conn handoff.Frames) error {
+		_, err := handoff.CommandOn(ctx, conn, r)
+		return err
+	}
 }
 
 // waits is for as long as it takes.
@@ -339,7 +468,7 @@ type stage struct {
 	owner *owner // nil if the server is played
 	first *candidate
 	next  *candidate // its pipe is the connection; not connected if the client is played
-	query chan error // of a controller's QueryStatus
+	query chan error // of a controller
 }
 
 // newStage sets the stage and opens the connection. What is played by hand, or
@@ -390,11 +519,8 @@ func (s *stage) open(client bool) {
 	rest() // who is denied may hear of it before its Hello
 	switch {
 	case !client:
-	case s.c.controller:
-		go func() {
-			_, err := handoff.QueryStatusOn(s.t.Context(), pipe.client)
-			s.query <- err
-		}()
+	case s.c.controller != nil:
+		go func() { s.query <- s.c.controller(s.t.Context(), pipe.client) }()
 	default:
 		s.next.dial(s.t.Context())
 	}
@@ -430,6 +556,12 @@ func (s *stage) predecessorActs(act string) {
 		s.owner.server.SetSettled()
 	case "FirstLeaves":
 		s.first.taking.Leave()
+	case "FirstOwns":
+		s.first.dial(s.t.Context())
+		s.first.ready(s.t.Context())
+	case "FirstAborts":
+		s.first.dial(s.t.Context())
+		s.first.taking.Abort(errBoom)
 	default:
 		s.t.Fatalf("no predecessor can %q", act)
 	}
@@ -487,7 +619,7 @@ func (s *stage) outcomes(client bool) (predecessor, successor string) {
 func (s *stage) successorOutcome() string {
 	r := s.next.receiver
 	switch {
-	case s.c.controller:
+	case s.c.controller != nil:
 		return outcomeOf(<-s.query, "answered")
 	case !s.next.isConnected():
 		return "waiting"
@@ -532,6 +664,12 @@ func outcomeOf(err error, none string) string {
 		{"lost", handoff.ErrLost},
 		{"protocol", handoff.ErrProtocol},
 		{"not implemented", handoff.ErrUnimplemented},
+		{"cancelled", handoff.ErrCancelled},
+		{"committed", handoff.ErrCommitted},
+		{"settled", handoff.ErrSettled},
+		{"outcome unknown", handoff.ErrOutcomeUnknown},
+		{"wrong state", handoff.ErrWrongState},
+		{"not allowed", handoff.ErrNotAllowed},
 	} {
 		if errors.Is(err, e.is) {
 			names = append(names, e.name)

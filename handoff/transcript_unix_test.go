@@ -96,7 +96,7 @@ func TestRecordedFrames(t *testing.T) {
 func TestARecordedPredecessorOnASocket(t *testing.T) {
 	for name, tape := range readTapes(t) {
 		c := scenes[name]
-		if c.client != nil || c.controller {
+		if c.client != nil || c.controller != nil {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
