@@ -338,3 +338,79 @@ func TestExitedFiresThoughTheSocketLivesOn(t *testing.T) {
 		t.Errorf("the last copy is gone: %v", err)
 	}
 }
+
+func init() {
+	processes["connect and wait"] = func() error {
+		c, err := scm.Dial(context.Background(), os.Args[1])
+		if err != nil {
+			return err
+		}
+		_, _, err = c.Receive(context.Background(), 0) // the end of the test, if not of this process
+		return fmt.Errorf("it has not been ended: %w", err)
+	}
+}
+
+func TestPeerKill(t *testing.T) {
+	leak.Check(t)
+	path, _, ln := listener(t)
+	cmd := command(t, "connect and wait", path)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill() //nolint:errcheck // it has ended, unless the test fails
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	p, err := conn.Peer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	exited := p.Exited()
+	if exited == nil {
+		t.Skip("this kernel gives no pidfd of a peer")
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-exited
+	_ = cmd.Wait() // the state says it all
+	if w, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || w.Signal() != syscall.SIGKILL {
+		t.Errorf("it ended with %v", cmd.ProcessState)
+	}
+	if err := p.Kill(); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("Kill of what has ended: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Kill(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("Kill after Close: %v", err)
+	}
+}
+
+func TestPeerKillOfOneself(t *testing.T) {
+	leak.Check(t)
+	path, _, _ := listener(t)
+	conn, err := scm.Dial(patient(t), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	p, err := conn.Peer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.Exited() == nil {
+		t.Skip("this kernel gives no pidfd of a peer")
+	}
+	if err := p.Kill(); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("Kill of oneself: %v", err)
+	}
+	if err := new(scm.Peer).Kill(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("Kill of nobody: %v", err)
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -31,7 +33,7 @@ type member struct {
 	*generations.List
 	t    *testing.T
 	self handoff.Process
-	gone chan struct{} // has room for all that a test has go
+	gone chan handoff.Process // has room for all that a test has go
 	log  lines
 }
 
@@ -39,12 +41,12 @@ type member struct {
 func newMember(t *testing.T, generation uint64, changes ...func(*generations.Config)) *member {
 	t.Helper()
 	m := &member{
-		t: t, gone: make(chan struct{}, 8),
+		t: t, gone: make(chan handoff.Process, 8),
 		self: handoff.Process{Instance: fmt.Sprintf("member %d", generation), Generation: generation},
 	}
 	cfg := generations.Config{
 		Log:  slog.New(slog.NewTextHandler(&m.log, nil)),
-		Owns: func() bool { return true }, Gone: func(handoff.Process) { m.gone <- struct{}{} },
+		Owns: func() bool { return true }, Gone: func(who handoff.Process) { m.gone <- who },
 		Check: func(handoff.Descriptor) error { return nil },
 	}
 	for _, change := range changes {
@@ -470,5 +472,93 @@ func TestWhatIsReceivedIsChecked(t *testing.T) {
 			t.Errorf("Receive: %v, %v", rest, err)
 		}
 		closeAll(ds)
+	})
+}
+
+func TestTotalIsWhatAnOfferHas(t *testing.T) {
+	first, second := newMember(t, 1), newMember(t, 2)
+	for _, m := range []*member{first, second} {
+		ds := m.offer(0)
+		if got := m.Total(); got != len(ds) || got == 0 {
+			t.Errorf("the total of %d is %d, and its offer has %q", m.self.Generation, got, names(ds))
+		}
+		closeAll(ds)
+		m.EndOffer()
+		if m == first {
+			second.takeOver(first, 0)
+		}
+	}
+	first.Close()
+	second.awaitGone()
+	ds := second.offer(0)
+	defer closeAll(ds)
+	if got := second.Total(); got != len(ds) {
+		t.Errorf("the total is %d without the one that has gone, and the offer has %q", got, names(ds))
+	}
+}
+
+// TestEndDrain is about those whose end the pidfd of this process stands for: it may
+// not be signalled, which shows that it was tried.
+func TestEndDrain(t *testing.T) {
+	kills := func(c *generations.Config) { c.Kill = true }
+	trusts := func(t *testing.T, m *member) {
+		conn, other, err := scm.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		defer other.Close()
+		m.Trust(conn)
+	}
+	for _, tt := range []struct {
+		name       string
+		kill       bool
+		trusted    bool
+		generation uint64
+		want       []error
+		says       string
+	}{
+		{"one that is unknown", true, true, 7, nil, "generation 7 has gone"},
+		{"without KillOverdue", false, true, 1, []error{handoff.ErrNotAllowed}, "Config.KillOverdue is not set: signal it yourself"},
+		{"whose pidfd is not believed", true, false, 1, []error{handoff.ErrNotAllowed}, "no pidfd of generation 1"},
+		{"that may not be signalled", true, true, 1, []error{handoff.ErrNotAllowed, os.ErrPermission}, "generation 1 cannot be signalled"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if runtime.GOOS != "linux" && slices.Contains(tt.want, os.ErrPermission) {
+				t.Skip("only Linux has pidfds")
+			}
+			first := newMember(t, 1)
+			var second *member
+			if tt.kill {
+				second = newMember(t, 2, kills)
+			} else {
+				second = newMember(t, 2)
+			}
+			if tt.trusted {
+				trusts(t, second)
+			}
+			second.takeOver(first, 0)
+			text, err := second.EndDrain(tt.generation)
+			if len(tt.want) == 0 {
+				if err != nil || !strings.Contains(text, tt.says) {
+					t.Errorf("%q, %v", text, err)
+				}
+				return
+			}
+			for _, target := range tt.want {
+				if err == nil || !errors.Is(err, target) || !strings.Contains(err.Error(), tt.says) || text != "" {
+					t.Errorf("%q, %v, want %v %q", text, err, target, tt.says)
+				}
+			}
+		})
+	}
+	t.Run("one that has gone", func(t *testing.T) {
+		first, second := newMember(t, 1), newMember(t, 2)
+		second.takeOver(first, 0)
+		first.Close()
+		if text, err := second.EndDrain(1); err != nil || text != "generation 1 has gone" {
+			t.Errorf("%q, %v", text, err)
+		}
+		second.awaitGone()
 	})
 }

@@ -51,7 +51,7 @@ func Find(ctx context.Context, p Place) (*scm.Conn, *Claim, error) {
 // answer. [ErrNoOwner] says that nobody owns p: nothing listens there, and its lock
 // is free. Otherwise it is like [Find]; nothing is made, nor changed.
 func Reach(ctx context.Context, p Place) (*scm.Conn, error) {
-	p, err := p.resolve()
+	p, err := p.control()
 	if err != nil {
 		return nil, err
 	}
