@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,7 +35,7 @@ type deployment struct {
 	log     *outputLog
 	child   *started
 	began   time.Time
-	sights chan sight
+	glances chan glance
 	stop    func() // ends what sends them
 
 	// What was seen since.
@@ -67,10 +68,10 @@ func (d *deployment) start(program string) error {
 	} else {
 		d.in.say("started %s as %v", filepath.Base(program), d.self())
 	}
-	d.sights = make(chan sight)
+	d.glances = make(chan glance)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { follow(ctx, d.socket, d.sights) })
+	wg.Go(func() { observe(ctx, d.socket, d.glances) })
 	d.stop = func() {
 		cancel()
 		wg.Wait()
@@ -107,9 +108,9 @@ func (d *deployment) ours(p *crossfade.Process) bool {
 	return p != nil && p.Instance == d.opts.instance
 }
 
-func (d *deployment) look() sight { return look(context.Background(), d.socket) }
+func (d *deployment) look() glance { return glanceAt(context.Background(), d.socket) }
 
-// standing is what a sight says of the new process.
+// standing is what a glance says of the new process.
 type standing int
 
 const (
@@ -118,8 +119,8 @@ const (
 	out                // it does not own, and will not
 )
 
-// judge takes note of a sight and says what it means.
-func (d *deployment) judge(s sight) standing {
+// judge takes note of a glance and says what it means.
+func (d *deployment) judge(s glance) standing {
 	d.note(s)
 	switch st := s.status; {
 	case st == nil:
@@ -143,8 +144,8 @@ func (d *deployment) judge(s sight) standing {
 	}
 }
 
-// note keeps what a sight says of the new process.
-func (d *deployment) note(s sight) {
+// note keeps what a glance says of the new process.
+func (d *deployment) note(s glance) {
 	if e := s.event; e != nil {
 		if e.Failure != nil && d.ours(&e.Failure.Successor) {
 			d.failure = e.Failure
@@ -204,6 +205,10 @@ func (d *deployment) conclude(ctx context.Context) result {
 	}
 	switch {
 	case stands == out:
+		if next := d.succession(); next != nil {
+			return d.report(codeDone, next, fmt.Sprintf("%v took over in %d ms, and has been replaced since: %s serves",
+				d.owner, d.took.Milliseconds(), name(*next)))
+		}
 		return d.failed(why)
 	case d.opts.health != "":
 		return d.bake(ctx)
@@ -219,17 +224,30 @@ func (d *deployment) conclude(ctx context.Context) result {
 	}
 }
 
+// succession returns who has taken over from the new process since that one owned,
+// nil if it has not come to that.
+func (d *deployment) succession() *crossfade.Process {
+	if d.owner == nil || d.opts.health != "" || d.failure != nil || d.child.status() != 0 {
+		return nil
+	}
+	who := d.awaitServing().owner()
+	if who == nil || d.ours(who) || d.predecessor == nil || who.Instance == d.predecessor.Instance {
+		return nil
+	}
+	return who
+}
+
 // awaitOwner returns when the new process owns or has failed. The standing is
 // undecided if the time is up, or ctx ended. The text says why it is not owns.
 func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 	deadline := time.NewTimer(d.opts.timeout)
 	defer deadline.Stop()
 	exited := d.child.exited
-	var silent, gone <-chan time.Time
+	var gone <-chan time.Time
 	for {
 		stands := undecided
 		select {
-		case s := <-d.sights:
+		case s := <-d.glances:
 			stands = d.judge(s)
 		case <-exited:
 			exited = nil
@@ -237,8 +255,6 @@ func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 			stands = d.judge(d.look())
 		case <-gone:
 			return out, d.child.fate()
-		case <-silent:
-			return owns, "" // it has told its predecessor so; the health check is for the rest
 		case <-deadline.C:
 			if d.judge(d.look()) == owns {
 				return owns, ""
@@ -252,11 +268,10 @@ func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 			return out, d.child.fate()
 		case stands == out:
 			return out, "the attempt has failed"
-		case stands == owns:
+		case stands == owns, d.owner != nil && d.opts.health != "":
+			// It has told its predecessor, or me as well: one that does not answer is
+			// for the health check.
 			return owns, ""
-		}
-		if d.owner != nil && d.opts.health != "" && silent == nil {
-			silent = time.After(lookTimeout)
 		}
 	}
 }
@@ -323,7 +338,7 @@ func (d *deployment) cancel(why string, kill bool) error {
 
 // tell makes a request of whoever owns.
 func (d *deployment) tell(limit time.Duration, request func(context.Context, *crossfade.Controller) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), limit, &impatienceError{limit})
 	defer cancel()
 	c, err := crossfade.Dial(ctx, d.socket)
 	if err != nil {
@@ -337,11 +352,14 @@ func (d *deployment) awaitChange(limit time.Time) {
 	timer := time.NewTimer(min(healthInterval, max(time.Until(limit), 0)))
 	defer timer.Stop()
 	select {
-	case s := <-d.sights:
+	case s := <-d.glances:
 		d.note(s)
 	case <-timer.C:
 	}
 }
+
+// others reports whether another process than the new one was seen to own.
+func (d *deployment) others(s glance) bool { return s.owner() != nil && !d.ours(s.owner()) }
 
 // bake has the new owner prove that it is healthy, while its predecessor stands by.
 func (d *deployment) bake(ctx context.Context) result {
@@ -357,18 +375,18 @@ func (d *deployment) bake(ctx context.Context) result {
 		}
 	})
 	limit := d.bakeLimit()
-	d.in.say("%v owns; its health is checked for at most %v", d.owner, time.Until(limit).Round(100*time.Millisecond))
+	d.in.say("%s owns; its health is checked for at most %s", name(*d.owner), span(time.Until(limit)))
 	timer := time.NewTimer(time.Until(limit))
 	defer timer.Stop()
 	for {
 		select {
 		case <-passed:
 			return d.settle()
-		case s := <-d.sights:
-			d.note(s)
-			if who := s.owner(); who != nil && !d.ours(who) {
+		case s := <-d.glances:
+			if d.note(s); d.others(s) {
 				return d.fellBack("the new process does not own any more")
 			}
+			timer.Reset(time.Until(d.bakeLimit())) // which it may have told
 		case <-d.child.exited:
 			return d.fellBack(d.child.fate())
 		case <-timer.C:
@@ -388,20 +406,21 @@ func (d *deployment) bakeLimit() time.Time {
 	case d.probation != nil:
 		until = d.probation.Until
 		total = until.Sub(d.ownedAt)
-	case !d.answered && d.granted > 0:
-		total = min(total, d.granted)
-		until = d.ownedAt.Add(total)
+	case d.answered:
+		return d.ownedAt.Add(total) // nobody asks: it is settled
 	default:
-		return d.ownedAt.Add(total) // nobody asks
+		if d.granted > 0 {
+			total = min(total, d.granted)
+		}
+		until = d.ownedAt.Add(total)
 	}
-	return until.Add(-min(2*time.Second, total/5))
+	return until.Add(-min(2*time.Second, max(total, 0)/5))
 }
 
 // settle ends the probation of an owner that is healthy.
 func (d *deployment) settle() result {
 	s := d.look()
-	d.note(s)
-	if who := s.owner(); who != nil && !d.ours(who) {
+	if d.note(s); d.others(s) {
 		return d.fellBack("the new process was healthy, and does not own any more")
 	}
 	var serving *crossfade.Process
@@ -424,8 +443,8 @@ func (d *deployment) settle() result {
 	}
 	s = d.look()
 	d.note(s)
-	switch who := s.owner(); {
-	case who != nil && !d.ours(who), errors.Is(s.err, crossfade.ErrNoOwner):
+	switch {
+	case d.others(s), errors.Is(s.err, crossfade.ErrNoOwner):
 		return d.fellBack("the new process was healthy, and did not settle: " + sentence(err))
 	default:
 		// It may have decided to stay, so nothing may end it.
@@ -437,8 +456,7 @@ func (d *deployment) settle() result {
 // answer.
 func (d *deployment) rollback(why string) result {
 	s := d.look()
-	d.note(s)
-	if who := s.owner(); who != nil && !d.ours(who) {
+	if d.note(s); d.others(s) {
 		return d.fellBack(why)
 	}
 	err := d.tell(answerTimeout, func(ctx context.Context, c *crossfade.Controller) error {
@@ -462,7 +480,7 @@ func (d *deployment) rollback(why string) result {
 	}
 	// Its predecessor stands by, and nobody but this process settles: so the end of
 	// this owner gives the service back.
-	d.in.say("%v does not roll back: %s: killing it, so that its predecessor resumes", d.self(), sentence(err))
+	d.in.say("%s does not roll back: %s: killing it, so that its predecessor resumes", name(*d.self()), sentence(err))
 	d.child.kill()
 	return d.fellBack(why)
 }
@@ -495,17 +513,16 @@ func (d *deployment) failed(why string) result {
 	if d.child == nil {
 		return d.lost(why, d.look())
 	}
-	d.child.end()
+	d.child.end(d.failure != nil)
 	return d.lost(why, d.awaitServing())
 }
 
 // awaitServing returns who serves after the end of an attempt: that may take a
 // moment.
-func (d *deployment) awaitServing() sight {
+func (d *deployment) awaitServing() glance {
 	for limit := time.Now().Add(changeLimit); ; d.awaitChange(limit) {
 		s := d.look()
-		d.note(s)
-		if who := s.owner(); who != nil && !d.ours(who) {
+		if d.note(s); d.others(s) {
 			return s
 		}
 		if errors.Is(s.err, crossfade.ErrNoOwner) && d.child.hasExited() || !time.Now().Before(limit) {
@@ -515,7 +532,7 @@ func (d *deployment) awaitServing() sight {
 }
 
 // lost is the report of a deployment that has failed. s is the last look.
-func (d *deployment) lost(why string, s sight) result {
+func (d *deployment) lost(why string, s glance) result {
 	text := "the deployment failed: " + why
 	if d.child != nil {
 		if d.owner == nil {
@@ -526,8 +543,8 @@ func (d *deployment) lost(why string, s sight) result {
 			text += "; " + fate
 		}
 	}
-	if d.failure != nil {
-		text += fmt.Sprintf("; the owner says, at %s: %s", d.failure.Step, d.failure.Reason)
+	if d.failure != nil && !strings.Contains(d.failure.Reason, why) { // which it may have from here
+		text += "; the owner says: " + d.failure.Reason
 	} else if d.refusal != nil {
 		text += "; the owner " + d.refusal.Error()
 	}
@@ -543,7 +560,7 @@ func (d *deployment) lost(why string, s sight) result {
 		}
 		text += "; who serves is not known: " + sentence(s.err)
 	case serving == nil:
-		text += fmt.Sprintf("; who serves is not known: %v answers and is %v", s.status.Process, s.status.State)
+		text += fmt.Sprintf("; who serves is not known: %s answers and is %v", name(s.status.Process), s.status.State)
 	case d.ours(serving):
 		text += "; all the same it owns"
 	default:
@@ -551,7 +568,7 @@ func (d *deployment) lost(why string, s sight) result {
 		if d.refusal != nil && d.owner == nil && d.failure == nil {
 			c = codeRefused
 		}
-		text += fmt.Sprintf("; %v serves", *serving)
+		text += fmt.Sprintf("; %s serves", name(*serving))
 	}
 	d.quote()
 	return d.report(c, serving, text)
@@ -561,7 +578,7 @@ func (d *deployment) lost(why string, s sight) result {
 func (d *deployment) unhealthy(why, because string) result {
 	d.lines = d.log.tail()
 	d.quote()
-	return d.report(codeUnhealthy, d.owner, fmt.Sprintf("%s; %v goes on serving: %s", why, d.owner, because))
+	return d.report(codeUnhealthy, d.owner, fmt.Sprintf("%s; %s goes on serving: %s", why, name(*d.owner), because))
 }
 
 // unknown is the report when nobody can tell who will serve.

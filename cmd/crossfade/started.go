@@ -77,9 +77,9 @@ const (
 )
 
 // end has the process exit, and what it has started in its session's first process
-// group with it.
-func (p *started) end() {
-	if !p.await(exitGrace) {
+// group with it. told says that it has heard of its failure, and may do so by itself.
+func (p *started) end(told bool) {
+	if !told || !p.await(exitGrace) {
 		terminateGroup(p.pid())
 		p.await(termGrace)
 	}
@@ -114,5 +114,5 @@ func (p *started) fate() string {
 	if state.ExitCode() >= 0 {
 		return "it exited with " + strings.Replace(state.String(), "exit status", "status", 1)
 	}
-	return "it was ended by a " + strings.Replace(state.String(), "signal: ", "signal, ", 1)
+	return "it was ended by a signal (" + strings.TrimPrefix(state.String(), "signal: ") + ")"
 }
