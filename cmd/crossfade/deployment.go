@@ -32,11 +32,11 @@ type deployment struct {
 	granted time.Duration           // the probation that was promised; 0 if nobody was asked
 	refusal *crossfade.RefusedError // of the policy, if that may have misjudged
 
-	log     *outputLog
-	child   *started
-	began   time.Time
-	glances chan glance
-	stop    func() // ends what sends them
+	log    *outputLog
+	child  *started
+	began  time.Time
+	sights chan sight
+	stop   func() // ends what sends them
 
 	// What was seen since.
 	owner       *crossfade.Process   // the new process, once it has owned
@@ -68,10 +68,10 @@ func (d *deployment) start(program string) error {
 	} else {
 		d.in.say("started %s as %v", filepath.Base(program), d.self())
 	}
-	d.glances = make(chan glance)
+	d.sights = make(chan sight)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { observe(ctx, d.socket, d.glances) })
+	wg.Go(func() { follow(ctx, d.socket, d.sights) })
 	d.stop = func() {
 		cancel()
 		wg.Wait()
@@ -108,9 +108,9 @@ func (d *deployment) ours(p *crossfade.Process) bool {
 	return p != nil && p.Instance == d.opts.instance
 }
 
-func (d *deployment) look() glance { return glanceAt(context.Background(), d.socket) }
+func (d *deployment) look() sight { return look(context.Background(), d.socket) }
 
-// standing is what a glance says of the new process.
+// standing is what a sight says of the new process.
 type standing int
 
 const (
@@ -119,8 +119,8 @@ const (
 	out                // it does not own, and will not
 )
 
-// judge takes note of a glance and says what it means.
-func (d *deployment) judge(s glance) standing {
+// judge takes note of a sight and says what it means.
+func (d *deployment) judge(s sight) standing {
 	d.note(s)
 	switch st := s.status; {
 	case st == nil:
@@ -144,8 +144,8 @@ func (d *deployment) judge(s glance) standing {
 	}
 }
 
-// note keeps what a glance says of the new process.
-func (d *deployment) note(s glance) {
+// note keeps what a sight says of the new process.
+func (d *deployment) note(s sight) {
 	if e := s.event; e != nil {
 		if e.Failure != nil && d.ours(&e.Failure.Successor) {
 			d.failure = e.Failure
@@ -243,17 +243,17 @@ func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 	deadline := time.NewTimer(d.opts.timeout)
 	defer deadline.Stop()
 	exited := d.child.exited
-	var gone <-chan time.Time
+	var last <-chan time.Time // when nothing more will be heard of a process that has exited
+	hurried := false
 	for {
-		stands := undecided
+		var s sight
 		select {
-		case s := <-d.glances:
-			stands = d.judge(s)
+		case s = <-d.sights:
 		case <-exited:
 			exited = nil
-			gone = time.After(changeLimit)
-			stands = d.judge(d.look())
-		case <-gone:
+			last = time.After(changeLimit)
+			s = d.look()
+		case <-last:
 			return out, d.child.fate()
 		case <-deadline.C:
 			if d.judge(d.look()) == owns {
@@ -263,17 +263,28 @@ func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 		case <-ctx.Done():
 			return undecided, "interrupted"
 		}
-		switch {
-		case stands == out && d.child.hasExited():
-			return out, d.child.fate()
-		case stands == out:
-			return out, "the attempt has failed"
+		switch stands := d.judge(s); {
 		case stands == owns, d.owner != nil && d.opts.health != "":
 			// It has told its predecessor, or me as well: one that does not answer is
 			// for the health check.
 			return owns, ""
+		case stands == out && d.child.hasExited() && d.untold(s):
+			// What its predecessor has told is on its way, if there was anything.
+			if exited = nil; !hurried {
+				hurried, last = true, time.After(lookTimeout)
+			}
+		case stands == out && d.child.hasExited():
+			return out, d.child.fate()
+		case stands == out:
+			return out, "the attempt has failed"
 		}
 	}
+}
+
+// untold reports whether a new process that has exited may have owned before: neither
+// was that seen, nor does the one own that owned at the start.
+func (d *deployment) untold(s sight) bool {
+	return d.owner == nil && d.failure == nil && s.owner() != nil && (d.before == nil || s.owner().Instance != d.before.Instance)
 }
 
 // abandon gives the attempt up, and ends the new process. The result is nil if that
@@ -302,23 +313,12 @@ func (d *deployment) abandon(why string) *result {
 			return pointer(d.unknown(why + "; it has taken the service over and does not answer: `crossfade rollback --kill` would end it"))
 		case d.ours(&st.Process) && st.State.Owns():
 			return pointer(d.failed(why)) // the first generation, which has never been ready
-		case d.ours(&st.Process) && st.State == crossfade.StateHeir && !time.Now().Before(limit):
+		case d.ours(&st.Process) && st.State == crossfade.StateHeir:
 			return pointer(d.unknown(why + "; its predecessor has died and left everything to it, so it goes on"))
 		case !d.ours(&st.Process) && st.State.Owns() && !errors.Is(err, crossfade.ErrCommitted) && !errors.Is(err, crossfade.ErrMoved):
 			return pointer(d.failed(why)) // too old for Cancel
 		case !d.ours(&st.Process) && !time.Now().Before(limit):
-			// It was committed to, and does not answer that: the owner knows best
-			// whether it can be ended.
-			if err := d.cancel(why, true); errors.Is(err, crossfade.ErrNotAllowed) {
-				if d.judge(d.look()) == owns {
-					return nil
-				}
-				d.child.kill()
-			}
-			if d.judge(d.look()) == owns {
-				return nil
-			}
-			return pointer(d.failed(why))
+			return d.abandonCommitted(why)
 		case !time.Now().Before(limit):
 			return pointer(d.unknown(why))
 		}
@@ -326,11 +326,34 @@ func (d *deployment) abandon(why string) *result {
 	}
 }
 
+// abandonCommitted ends a new process that was committed to and does not answer. Its
+// predecessor, which stands by, knows best whether that is still so. The result is nil
+// if the new process owns by now.
+func (d *deployment) abandonCommitted(why string) *result {
+	err := d.cancel(why, true)
+	s := d.look()
+	switch {
+	case d.judge(s) == owns:
+		return nil
+	case err == nil:
+		return pointer(d.failed(why))
+	case errors.Is(err, crossfade.ErrNotAllowed) && s.status != nil && s.status.State == crossfade.StateStandby:
+		d.child.kill() // whom the predecessor cannot identify, and this process can
+		return pointer(d.failed(why))
+	default:
+		return pointer(d.unknown(why + "; it was committed to and does not answer: " + sentence(err)))
+	}
+}
+
 func pointer(r result) *result { return &r }
 
 // cancel has the owner refuse the new process for ever.
 func (d *deployment) cancel(why string, kill bool) error {
-	return d.tell(changeLimit, func(ctx context.Context, c *crossfade.Controller) error {
+	limit := answerTimeout
+	if kill {
+		limit = changeLimit
+	}
+	return d.tell(limit, func(ctx context.Context, c *crossfade.Controller) error {
 		_, err := c.Cancel(ctx, &crossfade.CancelOptions{Instance: d.opts.instance, Reason: "its deployment has given up: " + why, Kill: kill})
 		return err
 	})
@@ -352,14 +375,14 @@ func (d *deployment) awaitChange(limit time.Time) {
 	timer := time.NewTimer(min(healthInterval, max(time.Until(limit), 0)))
 	defer timer.Stop()
 	select {
-	case s := <-d.glances:
+	case s := <-d.sights:
 		d.note(s)
 	case <-timer.C:
 	}
 }
 
 // others reports whether another process than the new one was seen to own.
-func (d *deployment) others(s glance) bool { return s.owner() != nil && !d.ours(s.owner()) }
+func (d *deployment) others(s sight) bool { return s.owner() != nil && !d.ours(s.owner()) }
 
 // bake has the new owner prove that it is healthy, while its predecessor stands by.
 func (d *deployment) bake(ctx context.Context) result {
@@ -382,7 +405,7 @@ func (d *deployment) bake(ctx context.Context) result {
 		select {
 		case <-passed:
 			return d.settle()
-		case s := <-d.glances:
+		case s := <-d.sights:
 			if d.note(s); d.others(s) {
 				return d.fellBack("the new process does not own any more")
 			}
@@ -519,7 +542,7 @@ func (d *deployment) failed(why string) result {
 
 // awaitServing returns who serves after the end of an attempt: that may take a
 // moment.
-func (d *deployment) awaitServing() glance {
+func (d *deployment) awaitServing() sight {
 	for limit := time.Now().Add(changeLimit); ; d.awaitChange(limit) {
 		s := d.look()
 		if d.note(s); d.others(s) {
@@ -532,7 +555,7 @@ func (d *deployment) awaitServing() glance {
 }
 
 // lost is the report of a deployment that has failed. s is the last look.
-func (d *deployment) lost(why string, s glance) result {
+func (d *deployment) lost(why string, s sight) result {
 	text := "the deployment failed: " + why
 	if d.child != nil {
 		if d.owner == nil {

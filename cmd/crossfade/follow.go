@@ -94,24 +94,53 @@ func followOwner(ctx context.Context, socket string, sights chan<- sight) error 
 	if err != nil {
 		return err
 	}
-	return c.Watch(ctx, func(e crossfade.Event) error {
-		s := look(ctx, socket)
-		for s.err != nil && impatient(s.err) && ctx.Err() == nil {
-			s = look(ctx, socket) // it is slow, and tells of no change a second time
+	ctx, stop := context.WithCancel(ctx)
+	events := make(chan *crossfade.Event)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		defer close(events)
+		err = c.Watch(ctx, func(e crossfade.Event) error { return send(ctx, events, &e) })
+	})
+	defer watching.Wait()
+	defer stop()
+	var unseen *crossfade.Event // after which nobody has answered
+	var again <-chan time.Time  // to look once more
+	for {
+		var event *crossfade.Event
+		select {
+		case event = <-events:
+			if event == nil {
+				return err // of Watch
+			}
+			unseen = event
+		case <-again:
 		}
-		if s.status == nil || s.status.Process.Instance != e.Process.Instance {
+		again = nil
+		s := sight{at: time.Now()}
+		if unseen.State.Owns() { // else the event says it all, and who answers may be the next one
+			s = look(ctx, socket)
+		}
+		switch {
+		case s.err != nil && impatient(s.err):
+			again = time.After(lookPause) // it is slow, and tells of no change a second time
+			fallthrough
+		case s.status == nil, s.status.Process.Instance != unseen.Process.Instance:
 			// Another one answers already, or nobody: that is for the time when
 			// this one has told its end.
 			s.status, s.err = nil, nil
 		}
-		s.event = &e
-		return send(ctx, sights, s)
-	})
+		if s.event = event; s.event == nil && s.status == nil {
+			continue
+		}
+		if err := send(ctx, sights, s); err != nil {
+			return err
+		}
+	}
 }
 
-func send(ctx context.Context, sights chan<- sight, s sight) error {
+func send[T any](ctx context.Context, to chan<- T, what T) error {
 	select {
-	case sights <- s:
+	case to <- what:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestHealthPasses(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	old := s.first()
 	seen := filepath.Join(s.dir, "seen")
@@ -40,6 +41,7 @@ func TestHealthPasses(t *testing.T) {
 
 // TestHealthFirst: there is nothing to roll back to.
 func TestHealthFirst(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	o := s.run(11, []string{"--probation", "1s", "--health", "exit 3"}, s.service("v1"))
 	s.wantServing(o, o.Started)
@@ -52,6 +54,7 @@ func TestHealthFirst(t *testing.T) {
 }
 
 func TestHealthFails(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name   string
 		flags  []string
@@ -66,10 +69,11 @@ func TestHealthFails(t *testing.T) {
 		{"by a death", nil, []string{"-do", "crash@health"}, "", "signal: killed", "killed"},
 		{"by a death at once", nil, []string{"-do", "crash@owns"}, "", "signal: killed", "killed"},
 		{"by freezing", []string{"--probation", "1s"}, []string{"-do", "freeze@health"}, "", "signal: killed", "health"},
-		{"by freezing at once", []string{"--probation", "1s"}, []string{"-do", "freeze@owns"}, "", "signal: killed", "health"},
+		{"by freezing at once", []string{"--probation", "1s"}, []string{"-sick", "-do", "freeze@owns"}, "", "signal: killed", "health"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			s := newStage(t)
 			old := s.first()
 			health := tt.health
@@ -94,11 +98,13 @@ func TestHealthFails(t *testing.T) {
 
 // TestHealthPredecessorGone: the new owner is not healthy, and is all there is.
 func TestHealthPredecessorGone(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		do   string
 	}{{"and it answers", ""}, {"and it is frozen", "freeze@health"}} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			s := newStage(t)
 			old := s.first()
 			health := filepath.Join(s.dir, "health")
@@ -134,8 +140,10 @@ func TestHealthPredecessorGone(t *testing.T) {
 }
 
 func TestHealthInterrupted(t *testing.T) {
+	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
 			s := newStage(t)
 			old := s.first()
 			d := s.prepare([]string{"--probation", "1h", "--health", "false"}, s.service("v2")).start()
@@ -154,6 +162,7 @@ func TestHealthInterrupted(t *testing.T) {
 // TestHealthDeployerKilled: nobody is left to settle, so the old one has the service
 // back by itself.
 func TestHealthDeployerKilled(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	old := s.first()
 	d := s.prepare([]string{"--probation", "2s", "--health", "false"}, s.service("v2")).start()
@@ -169,6 +178,7 @@ func TestHealthDeployerKilled(t *testing.T) {
 
 // TestHealthRolledBackByHand: somebody else decides meanwhile.
 func TestHealthRolledBackByHand(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	old := s.first()
 	d := s.prepare([]string{"--probation", "1h", "--health", "false"}, s.service("v2")).start()
@@ -186,6 +196,7 @@ func TestHealthRolledBackByHand(t *testing.T) {
 
 // TestHealthSettledByHand: then there is nothing to roll back to.
 func TestHealthSettledByHand(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	old := s.first()
 	d := s.prepare([]string{"--probation", "2s", "--health", "false"}, s.service("v2")).start()

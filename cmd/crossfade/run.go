@@ -264,6 +264,8 @@ func (d *deployment) ask(ctx context.Context) (*crossfade.RefusedError, error) {
 	d.forgetOld()
 	if d.old, err = c.Peer(ctx); err != nil {
 		d.old = nil // it only makes one decision safer: see deployment.predecessorGone
+	} else {
+		d.old.Exited() // which begins to watch
 	}
 	return nil, nil //nolint:nilnil // no refusal and no error
 }

@@ -18,6 +18,7 @@ import (
 )
 
 func TestRunReplaces(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	first := s.run(0, []string{"--instance", "one"}, s.service("v1"))
 	if first.Replaced != nil || first.Serving == nil || first.Serving.Instance != "one" || first.Serving.Generation != 1 {
@@ -65,6 +66,7 @@ func TestRunReplaces(t *testing.T) {
 }
 
 func TestRunSaysItToPeople(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	cmd := command(t, "crossfade", append([]string{"run", "--socket", s.socket, "--"}, s.service("v1")...)...)
 	var stdout, stderr bytes.Buffer
@@ -85,6 +87,7 @@ func TestRunSaysItToPeople(t *testing.T) {
 // TestRunFails: whatever is wrong with a new process, the old one serves, and the new
 // one does not live on.
 func TestRunFails(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	old := s.first()
 	text := filepath.Join(s.dir, "text")
@@ -152,8 +155,10 @@ func TestRunFails(t *testing.T) {
 func equal(got, want any) bool { return fmt.Sprint(got) == fmt.Sprint(want) }
 
 func TestRunFailsWithNobody(t *testing.T) {
+	t.Parallel()
 	for _, do := range []string{"exit1@start", "exit0@start", "hang@start", "hang@offered", "freeze@offered"} {
 		t.Run(do, func(t *testing.T) {
+			t.Parallel()
 			s := newStage(t)
 			o := s.run(10, []string{"--timeout", "500ms"}, s.service("v1", "-do", do))
 			if o.Serving != nil || !strings.Contains(o.Reason, "nobody serves") {
@@ -168,6 +173,7 @@ func TestRunFailsWithNobody(t *testing.T) {
 		})
 	}
 	t.Run("nothing to start", func(t *testing.T) {
+		t.Parallel()
 		s := newStage(t)
 		s.run(10, nil, []string{filepath.Join(s.dir, "nothing")})
 	})
@@ -176,6 +182,7 @@ func TestRunFailsWithNobody(t *testing.T) {
 // TestRunCrashAfterReady: the tool is stopped, so that it sees nothing before the new
 // process has died.
 func TestRunCrashAfterReady(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name      string
 		probation string
@@ -187,6 +194,7 @@ func TestRunCrashAfterReady(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			s := newStage(t)
 			old := s.first()
 			d := s.prepare([]string{"--probation", tt.probation}, s.service("v2", "-do", tt.do)).start()
@@ -220,6 +228,7 @@ func isZombie(pid int) bool {
 // TestRunSucceeded: when the tool looks the new process has owned, and has been
 // replaced in good order.
 func TestRunSucceeded(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	old := s.first()
 	d := s.prepare(nil, s.service("v2", "-do", "stoptool@offered")).start()
@@ -237,6 +246,7 @@ func TestRunSucceeded(t *testing.T) {
 }
 
 func TestRunProbation(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	old := s.first()
 	o := s.run(0, []string{"--probation", "5m"}, s.service("v2"))
@@ -255,6 +265,7 @@ func TestRunProbation(t *testing.T) {
 }
 
 func TestRunTwoAtOnce(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.first()
 	one := s.prepare([]string{"--instance", "one"}, s.service("v2", "-do", "hold@offered")).start()
@@ -279,18 +290,35 @@ func TestRunTwoAtOnce(t *testing.T) {
 }
 
 func TestRunRefused(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
-	old := s.run(0, []string{"--epoch", "7"}, s.service("v1", "-refuse", "not on a Friday")).Serving
+	old := s.run(0, []string{"--epoch", "7"}, s.service("v1")).Serving
 	began := len(s.pids())
 	o := s.run(8, []string{"--epoch", "6"}, s.service("v2"))
 	if o.Started != nil || !strings.Contains(o.Reason, "epoch 7") || len(s.pids()) != began {
 		t.Errorf("%+v", o)
 	}
 	s.wantServing(o, old)
+	o = s.run(0, []string{"--epoch", "6", "--force"}, s.service("v2"))
+	s.wantServing(o, o.Started)
+}
 
-	// The policy wants to know the version, which only the new process can tell.
-	o = s.run(5, []string{"--epoch", "8"}, s.service("v2"))
-	if !strings.Contains(strings.Join(o.Output, "\n")+o.stderr, "not on a Friday") {
+// TestRunPolicy: a policy may want to know the version, which only the new process can
+// tell.
+func TestRunPolicy(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	s.first("-refuse", "") // the rehearsal, which knows none
+	old := s.run(0, nil, s.service("v2", "-refuse", "v3")).Serving
+	o := s.run(5, nil, s.service("v3")) // the new process, whose word it is
+	if !strings.Contains(strings.Join(o.Output, "\n"), "is not wanted") {
+		t.Errorf("%+v", o)
+	}
+	s.wantServing(o, old)
+
+	old = s.run(0, nil, s.service("v4", "-refuse", "")).Serving
+	o = s.run(8, nil, s.service("")) // both
+	if o.Failure != nil || !strings.Contains(o.Reason, "is not wanted") {
 		t.Errorf("%+v", o)
 	}
 	s.wantServing(o, old)
@@ -298,7 +326,9 @@ func TestRunRefused(t *testing.T) {
 
 // TestRunOwnerLeaves: what becomes of the owner while the new process initialises.
 func TestRunOwnerLeaves(t *testing.T) {
+	t.Parallel()
 	t.Run("stops", func(t *testing.T) {
+		t.Parallel()
 		s := newStage(t)
 		old := s.first()
 		d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
@@ -313,6 +343,7 @@ func TestRunOwnerLeaves(t *testing.T) {
 		}
 	})
 	t.Run("dies", func(t *testing.T) {
+		t.Parallel()
 		s := newStage(t)
 		old := s.first()
 		d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
@@ -328,6 +359,7 @@ func TestRunOwnerLeaves(t *testing.T) {
 		}
 	})
 	t.Run("dies, and the time is up", func(t *testing.T) {
+		t.Parallel()
 		s := newStage(t)
 		old := s.first()
 		d := s.prepare([]string{"--timeout", "2s"}, s.service("v2", "-do", "hold@offered")).start()
@@ -343,6 +375,7 @@ func TestRunOwnerLeaves(t *testing.T) {
 		s.wantAnswer(o.Started.PID)
 	})
 	t.Run("freezes", func(t *testing.T) {
+		t.Parallel()
 		s := newStage(t)
 		old := s.first()
 		s.signal(old.PID, syscall.SIGSTOP)
@@ -356,7 +389,9 @@ func TestRunOwnerLeaves(t *testing.T) {
 }
 
 func TestRunInterrupted(t *testing.T) {
+	t.Parallel()
 	t.Run("SIGTERM", func(t *testing.T) {
+		t.Parallel()
 		s := newStage(t)
 		old := s.first()
 		d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
@@ -372,6 +407,7 @@ func TestRunInterrupted(t *testing.T) {
 		s.awaitGone(o.Started.PID)
 	})
 	t.Run("SIGKILL", func(t *testing.T) {
+		t.Parallel()
 		s := newStage(t)
 		old := s.first()
 		log := filepath.Join(s.dir, "v2.log")
@@ -389,6 +425,7 @@ func TestRunInterrupted(t *testing.T) {
 }
 
 func TestRunDescriptors(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("needs /proc/self/fd")
 	}
@@ -431,6 +468,7 @@ func TestRunDescriptors(t *testing.T) {
 }
 
 func TestRunDenied(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can start the tool as somebody else")
 	}
@@ -460,6 +498,7 @@ func TestRunDenied(t *testing.T) {
 }
 
 func TestRunUsage(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	pipe := filepath.Join(s.dir, "pipe")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
@@ -490,6 +529,7 @@ func TestRunUsage(t *testing.T) {
 
 // TestRunInherits: with --log - the output goes where the tool's does.
 func TestRunInherits(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	path := filepath.Join(s.dir, "inherited")
 	f, err := os.Create(path)
@@ -520,6 +560,7 @@ func TestRunInherits(t *testing.T) {
 
 // TestRunLastWords: they are bounded, and a terminal can be shown them.
 func TestRunLastWords(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	log := filepath.Join(s.dir, "log")
 	if err := os.WriteFile(log, []byte("what was there before\n"), 0o640); err != nil {
@@ -547,6 +588,7 @@ func TestRunLastWords(t *testing.T) {
 // TestRunReaderGone: a deploy script's reader of its output that exits ends neither
 // the tool nor what it has started.
 func TestRunReaderGone(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.first()
 	r, w, err := os.Pipe()

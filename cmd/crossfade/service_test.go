@@ -32,7 +32,7 @@ type serviceOptions struct {
 	places string // the directory where it leaves a file named by its pid while it lives
 	do     string // action@point,action@point
 	sick   bool
-	refuse string
+	refuse string // this version
 	gate   string // the FIFO at which it holds
 }
 
@@ -41,7 +41,7 @@ func (o *serviceOptions) define(flags *flag.FlagSet) {
 	flags.StringVar(&o.places, "places", "", "")
 	flags.StringVar(&o.do, "do", "", "")
 	flags.BoolVar(&o.sick, "sick", false, "")
-	flags.StringVar(&o.refuse, "refuse", "", "")
+	flags.StringVar(&o.refuse, "refuse", "any", "")
 	flags.StringVar(&o.gate, "gate", "", "")
 }
 
@@ -49,12 +49,12 @@ func serve() error {
 	var o serviceOptions
 	o.define(flag.CommandLine)
 	flag.Parse()
-	if o.refuse != "" {
+	if o.refuse != "any" {
 		o.AcceptSuccessor = func(_ context.Context, s crossfade.Successor) error {
-			if s.BuildVersion != "" { // so that a rehearsal alone is not refused
-				return errors.New(o.refuse)
+			if o.refuse != s.BuildVersion {
+				return nil
 			}
-			return nil
+			return fmt.Errorf("version %q is not wanted", s.BuildVersion)
 		}
 	}
 	place := filepath.Join(o.places, fmt.Sprint(os.Getpid()))
@@ -136,8 +136,11 @@ func (o *serviceOptions) at(point string) {
 		case "hang": // only SIGKILL helps
 			signal.Ignore(syscall.SIGTERM)
 			select {}
-		case "freeze":
+		case "freeze": // until SIGCONT
+			woken := make(chan os.Signal, 1) // as Notify asks for
+			signal.Notify(woken, syscall.SIGCONT)
 			check(syscall.Kill(os.Getpid(), syscall.SIGSTOP))
+			<-woken
 		case "stoptool": // whoever has started it sees nothing until it is woken up
 			check(syscall.Kill(os.Getppid(), syscall.SIGSTOP))
 		case "hold":
@@ -161,7 +164,7 @@ func openDescriptors() string {
 	var names []string
 	for _, e := range entries {
 		target, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if err != nil || strings.HasPrefix(target, "anon_inode:") || strings.HasSuffix(target, "/fd") {
+		if err != nil || strings.HasPrefix(target, "anon_inode:") || strings.HasPrefix(target, "/sys/fs/cgroup") || strings.HasSuffix(target, "/fd") {
 			continue
 		}
 		names = append(names, e.Name())

@@ -109,6 +109,10 @@ func (s *stage) until(what string, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-limit:
+			logs, _ := filepath.Glob(filepath.Join(s.dir, "*.log"))
+			for _, log := range logs {
+				s.Logf("%s:\n%s", log, s.log(log))
+			}
 			s.Fatalf("not within %v: %s", generous, what)
 		}
 	}
