@@ -53,7 +53,7 @@ type command struct {
 var commands = []*command{
 	runCommand,
 	statusCommand, waitCommand, checkCommand,
-	upgradeCommand, cancelCommand, settleCommand, drainCommand,
+	upgradeCommand, cancelCommand, settleCommand, rollbackCommand, drainCommand, stopCommand,
 	versionCommand, helpCommand,
 }
 

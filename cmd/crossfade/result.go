@@ -112,7 +112,7 @@ func failure(in *invocation, err error) result {
 	case errors.Is(lookErr, crossfade.ErrNoOwner) && (r.code == codeFailed || r.code == codeUnknown):
 		r.code = codeNobody
 		r.reason += "; nobody owns the socket now"
-	case impatient(err) && impatient(lookErr):
+	case impatient(err) && impatient(lookErr) && !errors.Is(err, crossfade.ErrOwnerUnknown): // which says what stands in the way
 		r.code, r.reason = codeUnknown, silence(in, err)
 	case r.code == codeFailed: // which would say that somebody serves
 		r.code = codeUnknown
@@ -129,16 +129,16 @@ func impatient(err error) bool { return errors.Is(err, context.DeadlineExceeded)
 
 // silence says that the owner does not answer, and what can be done about it.
 func silence(in *invocation, err error) string {
-	who := "whoever listens there"
+	who := "the process that listens on " + in.socket
 	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
 	defer cancel()
 	if c, err := crossfade.Dial(ctx, in.socket); err == nil {
 		if peer, err := c.Peer(ctx); err == nil {
-			who = "the process that listens there (" + peer.String() + ")"
+			who += " (" + peer.String() + ")"
 			_ = peer.Close()
 		}
 	}
-	return fmt.Sprintf("%s: %s does not answer on %s: it is stopped, frozen or overloaded; wake it up or end it", sentence(err), who, in.socket)
+	return fmt.Sprintf("%s from %s: it is stopped, frozen or overloaded; wake it up or end it", sentence(err), who)
 }
 
 // passes reports whether what stands in the way of asking the owner can be another

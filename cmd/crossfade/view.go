@@ -128,7 +128,7 @@ func renderStatus(s *crossfade.Status, now time.Time) string {
 	if !s.Ready {
 		state += ", not ready yet"
 	}
-	row("state", state+", since "+clock(s.Since, now))
+	row("state", fmt.Sprintf("%s, for %s, since %s", state, span(now.Sub(s.Since)), clock(s.Since)))
 	if p := s.Probation; p != nil {
 		end := "then it stays"
 		if p.AtEnd == crossfade.RollbackAtEnd {
@@ -147,7 +147,11 @@ func renderStatus(s *crossfade.Status, now time.Time) string {
 		row("attempt", text)
 	}
 	if f := s.LastFailure; f != nil {
-		row("last failure", fmt.Sprintf("%s, %s, at %s: %s", clock(f.At, now), name(f.Successor), f.Step, f.Reason))
+		reason := f.Reason
+		if !strings.Contains(reason, f.Step) {
+			reason = "at " + f.Step + ": " + reason
+		}
+		row("last failure", fmt.Sprintf("%s ago, at %s, %s: %s", span(now.Sub(f.At)), clock(f.At), name(f.Successor), reason))
 	}
 	for _, warning := range s.Warnings {
 		row("warning", warning)
@@ -195,10 +199,8 @@ func renderDescriptors(b *strings.Builder, s *crossfade.Status) {
 	w.Flush()
 }
 
-// clock is a point in the past: when, and how long ago.
-func clock(t, now time.Time) string {
-	return fmt.Sprintf("%s (%s)", t.UTC().Format("2006-01-02 15:04:05Z"), span(now.Sub(t)))
-}
+// clock is a point in time.
+func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
 
 // until is what is left of a limit.
 func until(t, now time.Time) string {

@@ -132,7 +132,7 @@ func (v *live) see(ctx context.Context, s sight) {
 
 func (v *live) render(now time.Time) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s  %s\n\n", v.socket, now.UTC().Format("2006-01-02 15:04:05Z"))
+	fmt.Fprintf(&b, "%s  %s\n\n", v.socket, clock(now))
 	if v.sight.status != nil {
 		b.WriteString(renderStatus(v.sight.status, now))
 	} else {
