@@ -87,9 +87,11 @@ fmt: ## Format the Go code and the protocol definition
 	$(GOLANGCI) fmt
 	$(BUF) format --write
 
+# The page is written when it is complete: a tool that does not build leaves the old one.
 .PHONY: generate
-generate: ## Regenerate the protobuf code
+generate: ## Regenerate the protobuf code, and the man page of the tool
 	$(BUF) generate
+	page=$$($(GO) run ./cmd/crossfade man); printf '%s\n' "$$page" >docs/crossfade.1
 
 # The image is the promise that lint-proto holds every change against. Until the
 # first release tag it may be rewritten at will. From then on it can only grow:

@@ -79,7 +79,12 @@ tableflip/x.go                M/internal/rendezvous                             
 tableflip/x.go                M                                                 allowed
 cmd/crossfade/x.go            M/handoff                                         denied
 cmd/crossfade/x.go            M/proto/crossfade/handoff/v1                      denied
+cmd/crossfade/x.go            M/scm                                             denied
+cmd/crossfade/x.go            M/internal/rendezvous                             denied
+cmd/crossfade/x.go            google.golang.org/protobuf/proto                  denied
+cmd/crossfade/x.go            golang.org/x/sys/unix                             allowed
 cmd/crossfade/x.go            M                                                 allowed
+httphandoff/x.go              golang.org/x/sys/unix                             denied
 examples/hello/x.go           M/handoff                                         denied
 examples/hello/x.go           M/internal/rendezvous                             denied
 examples/hello/x.go           golang.org/x/sys/unix                             denied

@@ -120,6 +120,9 @@ func (c *command) describeFlags() []flagHelp {
 		if _, ok := f.Value.(*patience); ok {
 			value = "duration" // as the package says of its own
 		}
+		if value == "uint" || value == "int" {
+			value = "n"
+		}
 		if value = strings.ToUpper(value); value != "" {
 			syntax += " " + value
 		}

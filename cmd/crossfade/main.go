@@ -54,7 +54,7 @@ var commands = []*command{
 	runCommand,
 	statusCommand, waitCommand, checkCommand,
 	upgradeCommand, cancelCommand, settleCommand, rollbackCommand, drainCommand, stopCommand,
-	versionCommand, helpCommand,
+	versionCommand, helpCommand, completionCommand, manCommand,
 }
 
 // invocation is one call of a command.

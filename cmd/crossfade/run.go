@@ -71,7 +71,7 @@ func defineRun(flags *flag.FlagSet) func(context.Context, *invocation) result {
 	var o runOptions
 	limit := timeout(flags, time.Minute, "how long it may take until the new process owns")
 	flags.DurationVar(&o.wait, "wait", 0, "how long to wait for another deployment to end before anything is started")
-	flags.Func("probation", "how `long` the old process stands by to resume; default: as the services are configured, 30s with --health", func(s string) error {
+	flags.Func("probation", "the `duration` for which the old process stands by to resume; default: as the services are configured, 30s with --health", func(s string) error {
 		d, err := time.ParseDuration(s)
 		o.probation = &d
 		return err
