@@ -136,9 +136,11 @@ func (c *command) describeFlags() []flagHelp {
 
 // shortDuration is a duration as people write it: 1m, and not 1m0s.
 func shortDuration(text string) string {
-	text = strings.TrimSuffix(text, "h0m0s")
 	if strings.HasSuffix(text, "m0s") {
-		return strings.TrimSuffix(text, "0s")
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
 	}
 	return text
 }

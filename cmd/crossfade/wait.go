@@ -18,7 +18,8 @@ var waitCommand = &command{
 	summary: "wait for an owner that is ready, or for more than that",
 	long: `It returns when a process owns the service and is ready, and everything holds that the
 flags ask for besides; several are all waited for. A socket that does not exist yet is
-waited for like everything else. Only what cannot pass ends it at once, as a missing permission does.
+waited for like everything else. Only what does not pass ends it at once, such as a
+missing permission.
 
 With --gone it returns when that older process has exited, as far as the owner knows: one
 that has rolled back is in nobody's list, and counts as gone.`,
@@ -26,11 +27,7 @@ that has rolled back is in nobody's list, and counts as gone.`,
 	codes:   []code{codeDone, codeTimeout, codeDenied, codeRefused},
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
 		c := new(condition)
-		flags.StringVar(&c.instance, "instance", "", "wait until this `instance` owns")
-		flags.Uint64Var(&c.generation, "generation", 0, "wait until this `generation` owns, or a later one")
-		flags.StringVar(&c.version, "version", "", "wait until a process of this `version` owns")
-		flags.BoolVar(&c.settled, "settled", false, "wait until no predecessor can come back")
-		flags.Uint64Var(&c.gone, "gone", 0, "wait until the older process of this `generation` has exited")
+		c.define(flags)
 		limit := timeout(flags, time.Minute, "how long to wait")
 		return func(ctx context.Context, in *invocation) result {
 			ctx, cancel := limit.context(ctx)
@@ -95,6 +92,14 @@ type condition struct {
 	version    string
 	settled    bool
 	gone       uint64
+}
+
+func (c *condition) define(flags *flag.FlagSet) {
+	flags.StringVar(&c.instance, "instance", "", "wait until this `instance` owns")
+	flags.Uint64Var(&c.generation, "generation", 0, "wait until this `generation` owns, or a later one")
+	flags.StringVar(&c.version, "version", "", "wait until a process of this `version` owns")
+	flags.BoolVar(&c.settled, "settled", false, "wait until no predecessor can come back")
+	flags.Uint64Var(&c.gone, "gone", 0, "wait until the older process of this `generation` has exited")
 }
 
 // unmet says what is missing, empty for nothing.
