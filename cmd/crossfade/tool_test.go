@@ -21,18 +21,18 @@ import (
 
 // This file tests what the tool says without asking anybody.
 
-// answer is how a run of the tool ended.
-type answer struct {
+// printed is how a run of the tool ended.
+type printed struct {
 	code           int
 	stdout, stderr string
 }
 
 // call runs the tool in this process.
-func call(t *testing.T, args ...string) answer {
+func call(t *testing.T, args ...string) printed {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	code := tool.Run(t.Context(), args, &stdout, &stderr)
-	return answer{int(code), stdout.String(), stderr.String()}
+	return printed{int(code), stdout.String(), stderr.String()}
 }
 
 func TestWrongCommandLines(t *testing.T) {
