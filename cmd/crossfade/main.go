@@ -51,7 +51,7 @@ type command struct {
 
 // commands are in the order in which help lists them.
 var commands = []*command{
-	runCommand,
+	runCommand, superviseCommand,
 	statusCommand, waitCommand, checkCommand,
 	upgradeCommand, cancelCommand, settleCommand, rollbackCommand, drainCommand, stopCommand,
 	versionCommand, helpCommand, completionCommand, manCommand,
