@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"syscall"
 	"testing"
 
 	"github.com/crossfade-go/crossfade"
@@ -66,4 +67,34 @@ func TestCancelOfTheOwner(t *testing.T) {
 	if _, err := c.Cancel(inTime(t), &crossfade.CancelOptions{Instance: "another"}); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestCancelEndsAFrozenCandidate: a candidate that is frozen has been told in vain, and
+// its process is what is left of it.
+func TestCancelEndsAFrozenCandidate(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux says for certain which process a candidate is")
+	}
+	d, spec, owner, _ := startWithUnix(t)
+	spec.Ready = false
+	next := d.launch(spec)
+	next.address("local")
+	if err := syscall.Kill(next.pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	c, err := crossfade.Dial(inTime(t), spec.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.Cancel(inTime(t), &crossfade.CancelOptions{Kill: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.Serving == nil || out.Serving.PID != owner.pid || out.Who == nil || out.Who.PID != next.pid {
+		t.Errorf("%+v", out)
+	}
+	if status := next.exitStatus(); status != -1 { // by a signal
+		t.Errorf("the candidate exits with %d", status)
+	}
+	wantSuccession(t, d, spec, owner)
 }
