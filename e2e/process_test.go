@@ -208,10 +208,23 @@ func (s *script) end() {
 		return
 	}
 	s.checkStrays()
-	for _, pid := range s.living() {
-		_ = s.signal(pid, syscall.SIGTERM) // it may have ended by itself
+	// One signal stops an owner, and the next a drain.
+	resend := time.NewTicker(time.Second)
+	defer resend.Stop()
+	tell := func() {
+		for _, pid := range s.living() {
+			_ = s.signal(pid, syscall.SIGTERM) // it may have ended by itself
+		}
 	}
-	if !eventually(func() bool { return len(s.living()) == 0 }) {
+	tell()
+	if !eventually(func() bool {
+		select {
+		case <-resend.C:
+			tell()
+		default:
+		}
+		return len(s.living()) == 0
+	}) {
 		s.tb.Errorf("told to stop, and still there: %s", commandLines(s.living()))
 		return
 	}

@@ -205,7 +205,9 @@ func (a *app) run(ctx context.Context) error {
 		upg.Stop()
 	}
 	slog.Info("draining", append(srv.identify(), "why", upg.Err())...)
-	drain, cancel := upg.DrainContext(context.Background())
+	impatient, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop() // a signal ends the drain of a process that has begun to
+	drain, cancel := upg.DrainContext(impatient)
 	defer cancel()
 	if err := a.faults.at(drain, pointDraining); err != nil && drain.Err() == nil {
 		return err
