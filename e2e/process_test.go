@@ -197,10 +197,12 @@ func (s *script) living() []int {
 // must be nothing else: no process but those of the service, no socket when they
 // have stopped, no temporary file.
 func (s *script) end() {
-	if s.load != nil {
-		_, _ = s.load.stop(true) // the script did not ask for it
-	}
-	defer s.killAll()
+	defer func() {
+		s.killAll()
+		if s.load != nil { // its clients may wait for somebody who is frozen
+			_, _ = s.load.stop(true) // the script did not ask for it
+		}
+	}()
 	if s.tb.Failed() {
 		for _, p := range s.started {
 			s.tb.Logf("%q has printed:\n%s", p.cmd.Args, p.printed())
