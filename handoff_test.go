@@ -853,6 +853,13 @@ func (p *process) awaitResources(most resources) resources {
 func (p *process) freeze() {
 	p.desk.t.Helper()
 	p.signal(syscall.SIGSTOP)
+	p.awaitStopped()
+}
+
+// awaitStopped returns when not a single thread of the process runs any more. The
+// test has started it.
+func (p *process) awaitStopped() {
+	p.desk.t.Helper()
 	for {
 		var status unix.WaitStatus
 		_, err := unix.Wait4(p.pid, &status, unix.WUNTRACED, nil)

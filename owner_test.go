@@ -398,9 +398,7 @@ func TestBadClientIsAnsweredAndLoggedOnce(t *testing.T) {
 		c := dialControl(t, spec.Socket)
 		c.sendHello(1, pb.Role_ROLE_CONTROLLER)
 		c.readWelcome()
-		c.send(&pb.ClientMessage{Message: &pb.ClientMessage_Control{Control: &pb.ControlRequest{
-			Request: &pb.ControlRequest_Watch{Watch: &pb.WatchRequest{}},
-		}}})
+		c.send(&pb.ClientMessage{Message: &pb.ClientMessage_Control{Control: &pb.ControlRequest{}}})
 		if m := c.next(); m.GetControl().GetError().GetCode() != pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED {
 			t.Errorf("the answer is %v", m)
 		}

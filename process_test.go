@@ -103,6 +103,7 @@ type serviceSpec struct {
 	Sockets []socketSpec // what it opens between New and Ready
 	Ready   bool         // it calls Ready by itself; else the command "ready" does
 	Linger  bool         // after Exit, or an error of Ready, it stays until the command "quit"
+	StopAt  string       // it stops itself, as by SIGSTOP, for good when it logs this
 	NoFile  uint64       // its RLIMIT_NOFILE, soft and hard, if not 0
 	Umask   int          // set if not 0
 }
@@ -138,6 +139,7 @@ type commandSpec struct {
 	Args   []string
 	Pipes  int  // how many files of its own the command passes on
 	NoDesk bool // it does not know of the desk
+	Bound  bool // it is made for the context that Config.Command gets
 	Fails  string
 }
 
@@ -208,6 +210,8 @@ var sentinels = map[string]error{
 	"ErrLost":              crossfade.ErrLost,
 	"ErrUnclaimed":         crossfade.ErrUnclaimed,
 	"ErrDraining":          crossfade.ErrDraining,
+	"ErrCancelled":         crossfade.ErrCancelled,
+	"ErrNoOwner":           crossfade.ErrNoOwner,
 	"ErrLimit":             crossfade.ErrLimit,
 	"net.ErrClosed":        net.ErrClosed,
 	"context.Canceled":     context.Canceled,
@@ -1155,7 +1159,7 @@ func (s *service) config() *crossfade.Config {
 		Probation: spec.Probation, MaxProbation: spec.MaxProbation, AtProbationEnd: spec.AtProbationEnd,
 		MaxDraining: spec.MaxDraining, KillOverdue: spec.KillOverdue,
 		RequireAllClaimed: spec.RequireAllClaimed, PIDFile: spec.PIDFile, Disabled: spec.Disabled,
-		Logger: slog.New(slog.NewTextHandler(writerFunc(func(line string) { s.emit("log", nil, line) }), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger: slog.New(slog.NewTextHandler(writerFunc(s.log), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if spec.KeepAlive != nil {
 		cfg.ListenConfig = &net.ListenConfig{KeepAliveConfig: *spec.KeepAlive}
@@ -1186,7 +1190,7 @@ func (s *service) config() *crossfade.Config {
 }
 
 // makeCommand is Config.Command.
-func (s *service) makeCommand(context.Context) (*exec.Cmd, error) {
+func (s *service) makeCommand(ctx context.Context) (*exec.Cmd, error) {
 	s.emit("spawn", nil, nil)
 	s.mu.Lock()
 	c := s.command
@@ -1202,10 +1206,16 @@ func (s *service) makeCommand(context.Context) (*exec.Cmd, error) {
 		return nil, err
 	}
 	args := c.Args
-	if c.Spec != nil {
+	switch {
+	case c.Spec != nil:
 		args = []string{specArg(*c.Spec)}
+	case args == nil && c.Path == "":
+		args = os.Args[1:]
 	}
-	cmd := exec.Command(cmp.Or(c.Path, exe), args...)
+	if !c.Bound {
+		ctx = context.Background()
+	}
+	cmd := exec.CommandContext(ctx, cmp.Or(c.Path, exe), args...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if c.NoDesk {
 		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, deskEnv+"=") })
@@ -1385,6 +1395,16 @@ func (s *service) report(name string, closed <-chan struct{}) {
 	case <-closed:
 		s.emit(name, nil, nil)
 	case <-s.ctx.Done():
+	}
+}
+
+// log reports a line. Who logs it is the library's machine, which goes no further
+// where the process is to stop.
+func (s *service) log(line string) {
+	s.emit("log", nil, line)
+	if s.spec.StopAt != "" && strings.Contains(line, s.spec.StopAt) {
+		check(syscall.Kill(os.Getpid(), syscall.SIGSTOP))
+		select {} // it may go on for an instant
 	}
 }
 
