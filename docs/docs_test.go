@@ -204,11 +204,14 @@ func TestCodes(t *testing.T) {
 	text := section(t, "## 13. Refusals and aborts")
 	compare(t, "refuse codes", column(table(t, text, "code", "kind"), 0), enumNames(pb.RefuseCode(0).Descriptor(), "REFUSE_CODE_"))
 	compare(t, "abort codes", column(table(t, text, "code", "when"), 0), enumNames(pb.AbortCode(0).Descriptor(), "ABORT_CODE_"))
+	text = section(t, "## 14. Controllers")
+	compare(t, "outcome codes", column(table(t, text, "outcome", "when"), 0), enumNames(pb.OutcomeCode(0).Descriptor(), "OUTCOME_CODE_"))
+	compare(t, "error codes", column(table(t, text, "error", "when"), 0), enumNames(pb.ErrorCode(0).Descriptor(), "ERROR_CODE_"))
 }
 
 func TestRequests(t *testing.T) {
 	var documented, defined []string
-	for _, cell := range column(table(t, section(t, "## 14. Controllers"), "request", "answer"), 0) {
+	for _, cell := range column(table(t, section(t, "## 14. Controllers"), "request", "what it asks for"), 0) {
 		documented = append(documented, strings.Split(cell, ", ")...)
 	}
 	fields := new(pb.ControlRequest).ProtoReflect().Descriptor().Oneofs().Get(0).Fields()
@@ -247,16 +250,19 @@ func TestSkews(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	want := map[string]int{
-		"payload of a frame":                         scm.MaxPayload,
-		"descriptors on a frame":                     scm.MaxDescriptors,
-		"descriptors and ids on a manifest page":     number(t, "../handoff/types.go", "maxPageSize"),
-		"pages without PageAck":                      number(t, "../handoff/types.go", "pageWindow"),
-		"descriptors of an offer and its last pages": handoff.MaxDescriptors,
-		"a name, an instance":                        handoff.MaxName,
-		"status in Progress":                         handoff.MaxStatus,
-		"reason":                                     number(t, "../handoff/errors.go", "maxReason"),
-		"older generations in an offer":              number(t, "../internal/generations/generations.go", "Max"),
-		"connections that a server serves at once":   number(t, "../handoff/server.go", "maxConnections"),
+		"payload of a frame":                             scm.MaxPayload,
+		"descriptors on a frame":                         scm.MaxDescriptors,
+		"descriptors and ids on a manifest page":         number(t, "../handoff/types.go", "maxPageSize"),
+		"pages without PageAck":                          number(t, "../handoff/types.go", "pageWindow"),
+		"descriptors of an offer and its last pages":     handoff.MaxDescriptors,
+		"a name, an instance":                            handoff.MaxName,
+		"status in Progress":                             handoff.MaxStatus,
+		"reason":                                         number(t, "../handoff/errors.go", "maxReason"),
+		"older generations in an offer":                  number(t, "../internal/generations/generations.go", "Max"),
+		"connections that a server serves at once":       number(t, "../handoff/server.go", "maxConnections"),
+		"watches among these":                            number(t, "../handoff/server.go", "maxConnections") / 2,
+		"events that a watch may be behind":              number(t, "../handoff/watch.go", "watchQueue"),
+		"instances that a server remembers as cancelled": number(t, "../handoff/command.go", "maxCancelled"),
 	}
 	rows := table(t, section(t, "## 6. Frames"), "limit", "value")
 	compare(t, "limits", column(rows, 0), slices.Collect(maps.Keys(want)))
@@ -280,6 +286,8 @@ func TestDeadlines(t *testing.T) {
 		" to one write":                                    write,
 		"the start to Hello":                               crossfade.DefaultReadyTimeout,
 
+		"a cancel with kill to the exit of the candidate's process": duration(t, "../handoff/command.go", "cancelGrace"),
+		"its decision to leave to the last answers to controllers":  time.Second, // debtLimit
 		"the end of DrainTimeout to its exit":                       duration(t, "../drain.go", "drainGrace"),
 		"the end of an older generation's drain to its end of file": duration(t, "../internal/generations/generations.go", "killGrace"),
 	}

@@ -511,7 +511,7 @@ func (s *Server) payDebts() {
 
 // debtLimit is how long payDebts waits: an answer that is known is written at once,
 // unless its controller is frozen and its socket full.
-const debtLimit = time.Second
+const debtLimit = 1 * time.Second
 
 // attended returns a context that ends when the controller has left.
 func attended(l *link) (context.Context, context.CancelFunc) {
