@@ -205,7 +205,7 @@ func (s *Server) cancel(ctx context.Context, r *pb.CancelRequest) (string, *Proc
 	}
 	switch {
 	case isClosed(p.owned):
-		return "", &who, fmt.Errorf("%w: %v owns", ErrCommitted, who)
+		return "", &who, fmt.Errorf("%w: %v has come to own", ErrCommitted, who)
 	case isClosed(p.released) && s.State() == StateOut:
 		return "", &who, fmt.Errorf("%w: this process has stopped, and %v could not be told", ErrOutcomeUnknown, who)
 	case isClosed(p.released):

@@ -973,7 +973,7 @@ func TestCancelOfAFrozenCandidate(t *testing.T) {
 		c.pipe.client.thaw()
 		synctest.Wait()
 		c.mustOwn()
-		if out := mustBeOutcome(t, p.answer(), pb.OutcomeCode_OUTCOME_CODE_COMMITTED, "owns"); out.GetServing().GetInstance() != "v2" {
+		if out := mustBeOutcome(t, p.answer(), pb.OutcomeCode_OUTCOME_CODE_COMMITTED, "has come to own"); out.GetServing().GetInstance() != "v2" {
 			t.Errorf("the outcome is %v", out)
 		}
 		elapse(time.Hour)

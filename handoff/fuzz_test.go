@@ -134,6 +134,15 @@ func FuzzServerMessages(f *testing.F) {
 	messages := append([]proto.Message{}, clientMessages...)
 	messages = append(messages, commitAck(false), &pb.Ready{Unclaimed: 1, UnclaimedIds: []uint64{2}},
 		&pb.Hello{Versions: []uint32{handoff.Version}, Role: pb.Role_ROLE_CONTROLLER})
+	controller := byte(len(messages) - 1)
+	for _, request := range []*pb.ControlRequest{
+		statusRequest, watchRequest, upgradeRequest, settledRequest, settleRequest, rollbackRequest, endDrainRequest,
+		stopRequest, checkRequest, cancelRequest("", true), cancelRequest("by hand", false),
+	} {
+		f.Add([]byte{controller, byte(len(messages)), scriptLeave})
+		f.Add([]byte{controller, byte(len(messages)), byte(len(messages)), scriptElapse, 200})
+		messages = append(messages, request)
+	}
 	at := func(names ...string) []byte { return indexes(messages, names...) }
 	commit := at("Hello", "Prepared", "PageAck 1", "Received", "Ready", "PageAck 2", "FinalReceived")
 	for i := range commit {
@@ -152,7 +161,7 @@ func FuzzServerMessages(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		synctest.Test(t, func(t *testing.T) {
-			o := newOwner(t, func(c *handoff.ServerConfig) { c.Limits.MaxProbation = 10 * time.Minute })
+			o, _ := commanded(t, func(c *handoff.ServerConfig) { c.Limits.MaxProbation = 10 * time.Minute })
 			p := o.client()
 			stopped := false
 			script(t, p, data, messages, func(op byte) {
