@@ -979,6 +979,20 @@ func TestCancelOfAFrozenCandidate(t *testing.T) {
 		elapse(time.Hour)
 		mustHaveCalled(t, &process.calls, "")
 	})
+	bubble(t, "that has answered, while this process has not finished to stand by", func(t *testing.T) {
+		o, c, process, _ := frozen(t, 22, true)
+		p := o.controller(cancelRequest("", true))
+		paused := make(chan struct{})
+		o.service.onPause = func() { <-paused }
+		c.pipe.client.thaw()
+		elapse(handoff.CancelGrace)
+		p.mustWait()
+		close(paused)
+		synctest.Wait()
+		mustBeOutcome(t, p.answer(), pb.OutcomeCode_OUTCOME_CODE_COMMITTED, "has come to own")
+		mustHaveCalled(t, &process.calls, "")
+		o.mustBe(handoff.StateProbation)
+	})
 	bubble(t, "that was committed to, by an uncertain process", func(t *testing.T) {
 		o, _, process, _ := frozen(t, 23, true)
 		mustBeError(t, o.controller(cancelRequest("", true)).answer(), pb.ErrorCode_ERROR_CODE_NOT_ALLOWED, "not certain which")
@@ -990,10 +1004,14 @@ func TestCancelOfAFrozenCandidate(t *testing.T) {
 		c.pipe.server.set(func() { c.pipe.server.queue = append(c.pipe.server.queue, frame{payload: []byte{0xff}}) })
 		synctest.Wait()
 		o.mustBe(handoff.StateStandby)
+		process.onKill = func() error { return nil }
 		p := o.controller(cancelRequest("", true))
 		elapse(handoff.CancelGrace)
-		mustBeOutcome(t, p.answer(), 0, "killed")
+		p.mustWait()
 		mustHaveCalled(t, &process.calls, "Kill")
+		o.mustBe(handoff.StateStandby) // a signal is sent before it is delivered
+		close(process.exited)
+		mustBeOutcome(t, p.answer(), 0, "killed")
 		o.takeOver()
 	})
 	bubble(t, "of a process that is told to stop meanwhile", func(t *testing.T) {

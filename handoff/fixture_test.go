@@ -94,6 +94,7 @@ type service struct {
 	older      []handoff.Generation
 	onOffer    func(context.Context) // nil for nothing
 	onFreeze   func(context.Context)
+	onPause    func()
 	onResume   func()
 	onRetire   func()
 }
@@ -114,8 +115,14 @@ func (s *service) Freeze(ctx context.Context) (*handoff.Changes, error) {
 	return &s.changes, s.freezeErr
 }
 
-func (s *service) Thaw()                 { s.add("Thaw") }
-func (s *service) Pause(except []uint64) { s.add("Pause %v", except) }
+func (s *service) Thaw() { s.add("Thaw") }
+
+func (s *service) Pause(except []uint64) {
+	s.add("Pause %v", except)
+	if s.onPause != nil {
+		s.onPause()
+	}
+}
 
 func (s *service) Resume() {
 	s.add("Resume")
