@@ -26,7 +26,8 @@ func init() {
 		if err == nil {
 			_, err = c.Status(context.Background())
 		}
-		fmt.Println(err, errors.Is(err, os.ErrPermission), errors.Is(err, crossfade.ErrDenied), errors.Is(err, crossfade.ErrNoOwner))
+		fmt.Printf("%v; permission %t, denied %t, nobody %t\n", err,
+			errors.Is(err, os.ErrPermission), errors.Is(err, crossfade.ErrDenied), errors.Is(err, crossfade.ErrNoOwner))
 	}
 }
 
@@ -132,8 +133,8 @@ func TestDial(t *testing.T) {
 		mode os.FileMode
 		want string
 	}{
-		"without the right to connect": {0o600, "true false false"},
-		"without the right to ask":     {0o666, "false true false"},
+		"without the right to connect": {0o600, "permission true, denied false, nobody false"},
+		"without the right to ask":     {0o666, "permission false, denied true, nobody false"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			const stranger = 65533

@@ -357,7 +357,7 @@ func TestPeerKill(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Process.Kill() //nolint:errcheck // it has ended, unless the test fails
+	defer cmd.Process.Kill() // it has ended, unless the test fails
 	conn, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
