@@ -97,7 +97,7 @@ func (c *check) verdict() result {
 		}
 		return r
 	case refusal != nil:
-		return result{code: codeBusy, reason: "not now: " + refusal.Reason}
+		return result{code: codeBusy, reason: "not now: " + refusal.Reason, who: refusal.Who}
 	default:
 		return result{reason: fmt.Sprintf("a handoff from %s could begin now", name(c.status.Process))}
 	}

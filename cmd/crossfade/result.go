@@ -61,6 +61,7 @@ type result struct {
 	code    code
 	reason  string             // one sentence, for stderr and JSON
 	serving *crossfade.Process // who serves now, nil for nobody or unknown
+	who     *crossfade.Process // whom else the reason is about, such as who is in the way; or nil
 	output  string             // what was asked for, for stdout; may be empty
 	fields  object             // what the object of --json has besides; may be nil
 	printed bool               // the result is on stdout already
@@ -75,7 +76,7 @@ func (in *invocation) finish(r result) code {
 	switch {
 	case r.printed:
 	case in.json:
-		o := object{"ok": r.code == codeDone, "code": int(r.code), "reason": r.reason, "serving": process(r.serving)}
+		o := object{"ok": r.code == codeDone, "code": int(r.code), "reason": r.reason, "serving": process(r.serving), "who": process(r.who)}
 		maps.Copy(o, r.fields)
 		in.printJSON(o)
 	default:
@@ -99,8 +100,11 @@ func (in *invocation) printJSON(o object) {
 // failure is the result of an error, and looks who serves if the error does not say.
 func failure(in *invocation, err error) result {
 	r := result{code: codeOf(err), reason: sentence(err)}
-	if out := new(crossfade.OutcomeError); errors.As(err, &out) && out.Serving != nil {
-		r.serving = out.Serving
+	if out := new(crossfade.OutcomeError); errors.As(err, &out) {
+		r.serving, r.who = out.Serving, out.Who
+	}
+	if refused := new(crossfade.RefusedError); errors.As(err, &refused) {
+		r.who = refused.Who
 	}
 	if r.serving != nil || r.code == codeNoOwner || r.code == codeDenied {
 		return r

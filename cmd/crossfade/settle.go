@@ -68,5 +68,5 @@ func request(
 	if err != nil {
 		return failure(in, err)
 	}
-	return result{reason: out.Text, serving: out.Serving}
+	return result{reason: out.Text, serving: out.Serving, who: out.Who}
 }

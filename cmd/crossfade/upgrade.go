@@ -37,6 +37,16 @@ what has become of it.`,
 const upgradeGrace = 15 * time.Second
 
 func upgrade(ctx context.Context, in *invocation, opts *crossfade.UpgradeOptions) result {
+	began := time.Now()
+	r := askToUpgrade(ctx, in, opts)
+	if r.fields == nil {
+		r.fields = object{"replaced": nil}
+	}
+	r.fields["took_ms"] = time.Since(began).Milliseconds()
+	return r
+}
+
+func askToUpgrade(ctx context.Context, in *invocation, opts *crossfade.UpgradeOptions) result {
 	// What follows may take long for good reasons: whether the owner answers at all
 	// is found out first.
 	before := look(ctx, in.socket)
@@ -55,21 +65,14 @@ func upgrade(ctx context.Context, in *invocation, opts *crossfade.UpgradeOptions
 	}
 	began := time.Now()
 	out, err := c.Upgrade(asked, opts)
-	took := time.Since(began)
-	r := result{}
 	switch {
 	case err == nil:
-		r = replaced(before.status.Process, out, took)
+		return replaced(before.status.Process, out, time.Since(began))
 	case interrupted(ctx):
-		r = hungUp(in, before.status.Process, opts.WaitSettled)
+		return hungUp(in, before.status.Process, opts.WaitSettled)
 	default:
-		r = failure(in, err)
+		return failure(in, err)
 	}
-	if r.fields == nil {
-		r.fields = object{"replaced": nil}
-	}
-	r.fields["took_ms"] = took.Milliseconds()
-	return r
 }
 
 // replaced is the result of an upgrade that was done.

@@ -48,7 +48,7 @@ func wait(ctx context.Context, in *invocation, unmet func(*crossfade.Status) str
 	case ctx.Err() != nil:
 		r.code, r.reason = codeTimeout, notWithin(err)+": "+last
 	default:
-		return failure(in, err)
+		r = failure(in, err)
 	}
 	if seen != nil {
 		r.serving = serving(seen)
