@@ -105,7 +105,7 @@ func TestEveryCommandSaysWhatItDoes(t *testing.T) {
 			if len(c.Codes) == 0 {
 				t.Error("it does not say what it can end with")
 			}
-			for _, line := range strings.Split(c.Long, "\n") {
+			for line := range strings.SplitSeq(c.Long, "\n") {
 				if len(line) > 100 {
 					t.Errorf("the line %q is too long for a terminal", line)
 				}
