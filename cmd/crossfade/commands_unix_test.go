@@ -364,6 +364,47 @@ func TestStopThatDoesNotEnd(t *testing.T) {
 	r.wantReason(s, "not within 200ms", "nobody owns the socket", "has not exited yet")
 }
 
+// The owner that was asked has died: who serves now is what the exit code says.
+func TestOwnerDiesMeanwhile(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		both bool
+		code int
+		who  string
+	}{
+		{"and the successor serves", false, 9, "v2"},
+		{"and nobody serves", true, 10, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newScene(t)
+			v1 := s.service(told{Version: "v1", Probation: long, Next: &told{Version: "v2", Probation: long}})
+			upgrading := s.begin("upgrade", "--wait-settled", "--json")
+			s.want(0, "wait", "--version", "v2")
+			v2 := s.ask(0, "status").Serving.PID
+			s.signal(upgrading.cmd.Process, syscall.SIGSTOP) // it is to look when all has happened
+			s.signal(v1, syscall.SIGKILL)
+			s.want(0, "wait", "--gone", "1")
+			if test.both {
+				if err := syscall.Kill(v2, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				s.want(6, "wait", "--generation", "3", "--timeout", "100ms")
+				s.ask(3, "status")
+			}
+			s.signal(upgrading.cmd.Process, syscall.SIGCONT)
+			got := upgrading.end()
+			if got.code != test.code {
+				t.Fatalf("exit code %d, want %d: %s", got.code, test.code, got.stderr)
+			}
+			var r reply
+			if err := json.Unmarshal([]byte(got.stdout), &r); err != nil {
+				t.Fatal(err)
+			}
+			r.wantServing(s, test.who)
+		})
+	}
+}
+
 // event is a line of status --watch.
 type event struct {
 	At      time.Time

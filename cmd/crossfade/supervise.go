@@ -11,7 +11,7 @@ import (
 // This file is the command line of supervise. What it does is in supervise_unix.go.
 
 var superviseCommand = &command{
-	name: "supervise", args: "[--socket S] [--timeout D] [--probation D] [--log FILE] [--json] -- APP [ARG...]",
+	name: "supervise", args: "[--socket S] [--timeout D] [--probation D] [--log FILE] -- APP [ARG...]",
 	summary: "stay in the foreground, and start successors on SIGHUP",
 	long: `It starts APP and stays as long as any generation of it lives: the one process that a
 supervisor or a container watches while the processes that serve come and go. It reaps
