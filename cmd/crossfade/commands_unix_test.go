@@ -317,7 +317,7 @@ func TestDrain(t *testing.T) {
 	s.service(told{Version: "v2", Lingers: true})
 	s.ask(8, "drain", "--now", "1").wantReason(s, "settle first")
 	s.ask(8, "drain", "--now", "2").wantReason(s, "stop it instead")
-	s.ask(8, "drain", "--now", "9").wantReason(s, "there is no generation 9 yet")
+	s.ask(8, "drain", "--now", "9").wantReason(s, "generation 9 has not owned the service")
 	s.want(0, "settle")
 	s.service(told{Version: "v3"})
 	s.want(0, "settle")

@@ -34,37 +34,15 @@ stands by (code 8): see crossfade stop and crossfade settle.`,
 			}
 			ctx, cancel := limit.context(ctx)
 			defer cancel()
-			r := endDrain(ctx, in, *generation)
+			r := request(ctx, in, func(c *crossfade.Controller, ctx context.Context) (*crossfade.Outcome, error) {
+				return c.EndDrain(ctx, *generation)
+			})
 			if r.code != codeDone || !*waiting {
 				return r
 			}
 			return awaitGone(ctx, in, *generation)
 		}
 	},
-}
-
-func endDrain(ctx context.Context, in *invocation, generation uint64) result {
-	// The owner says of a generation that it does not know that it has gone. That is
-	// not what whoever mistypes the number should be told.
-	s := look(ctx, in.socket)
-	switch {
-	case s.err != nil:
-		return failure(in, s.err)
-	case generation > s.status.Process.Generation:
-		return result{
-			code: codeRefused, serving: s.owner(),
-			reason: fmt.Sprintf("there is no generation %d yet: the owner is %s", generation, name(s.status.Process)),
-		}
-	}
-	c, err := crossfade.Dial(ctx, in.socket)
-	if err != nil {
-		return failure(in, err)
-	}
-	out, err := c.EndDrain(ctx, generation)
-	if err != nil {
-		return failure(in, err)
-	}
-	return result{reason: out.Text, serving: out.Serving}
 }
 
 // awaitGone returns when an older generation has exited.

@@ -20,7 +20,9 @@ probation there is nothing to do, and that is a success.`,
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
 		limit := timeout(flags, 10*time.Second, "how long to wait for the owner and its predecessor")
 		return func(ctx context.Context, in *invocation) result {
-			return request(ctx, in, limit, (*crossfade.Controller).Settle)
+			ctx, cancel := limit.context(ctx)
+			defer cancel()
+			return request(ctx, in, (*crossfade.Controller).Settle)
 		}
 	},
 }
@@ -46,7 +48,9 @@ owner, which stands by then, resumes.`,
 		flags.StringVar(&opts.Reason, "reason", "", "the `reason`, for the successor and the logs")
 		limit := timeout(flags, 10*time.Second, "how long to wait for the owner, and for the end of the successor")
 		return func(ctx context.Context, in *invocation) result {
-			return request(ctx, in, limit, func(c *crossfade.Controller, ctx context.Context) (*crossfade.Outcome, error) {
+			ctx, cancel := limit.context(ctx)
+			defer cancel()
+			return request(ctx, in, func(c *crossfade.Controller, ctx context.Context) (*crossfade.Outcome, error) {
 				return c.Cancel(ctx, opts)
 			})
 		}
@@ -54,12 +58,7 @@ owner, which stands by then, resumes.`,
 }
 
 // request has the owner do something, and waits for its answer.
-func request(
-	ctx context.Context, in *invocation, limit *patience,
-	do func(*crossfade.Controller, context.Context) (*crossfade.Outcome, error),
-) result {
-	ctx, cancel := limit.context(ctx)
-	defer cancel()
+func request(ctx context.Context, in *invocation, do func(*crossfade.Controller, context.Context) (*crossfade.Outcome, error)) result {
 	c, err := crossfade.Dial(ctx, in.socket)
 	if err != nil {
 		return failure(in, err)
