@@ -179,8 +179,7 @@ func (d *deployment) note(s sight) {
 	}
 }
 
-// handedOver reports whether a process in this state has been told by its successor
-// that that one owns.
+// handedOver reports whether a process in this state knows that its successor owns.
 func handedOver(s crossfade.State) bool {
 	return s == crossfade.StateProbation || s == crossfade.StateDraining
 }

@@ -445,7 +445,7 @@ func TestRunDescriptors(t *testing.T) {
 	}
 	o := d.wait()
 	s.wantExit(o, 0)
-	if _, err := r.Read(make([]byte, 1)); err != io.EOF { //nolint:errorlint // as it is returned
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the service has kept what its starter had open: %v", err)
 	}
 	log := s.log(o.Log)

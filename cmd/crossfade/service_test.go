@@ -80,7 +80,7 @@ func (o *serviceOptions) serve(ctx context.Context) error {
 		return err
 	}
 	srv := &http.Server{Handler: o.handler()}
-	go srv.Serve(ln) //nolint:errcheck // it ends with Close
+	go srv.Serve(ln) // which Close ends
 	defer srv.Close()
 	o.at("offered")
 	if err := upg.Ready(ctx); err != nil {
