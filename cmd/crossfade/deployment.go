@@ -196,19 +196,18 @@ func (d *deployment) owned(who *crossfade.Process) {
 // conclude waits for the outcome, and is the rest of the command.
 func (d *deployment) conclude(ctx context.Context) result {
 	stands, why := d.awaitOwner(ctx)
-	if stands == undecided {
-		if r := d.abandon(why); r != nil {
-			return *r
-		}
-		stands = owns
-	}
-	switch {
-	case stands == out:
+	if stands == out {
 		if next := d.succession(); next != nil {
 			return d.report(codeDone, next, fmt.Sprintf("%v took over in %d ms, and has been replaced since: %s serves",
 				d.owner, d.took.Milliseconds(), name(*next)))
 		}
-		return d.failed(why)
+	}
+	if stands != owns {
+		if r := d.abandon(why); r != nil {
+			return *r
+		}
+	}
+	switch {
 	case d.opts.health != "":
 		return d.bake(ctx)
 	case d.probation != nil:
@@ -286,8 +285,8 @@ func (d *deployment) untold(s sight) bool {
 	return d.owner == nil && d.failure == nil && s.owner() != nil && (d.before == nil || s.owner().Instance != d.before.Instance)
 }
 
-// abandon gives the attempt up, and ends the new process. The result is nil if that
-// one owns by now.
+// abandon gives the attempt up and ends the new process, or what it has left behind.
+// The result is nil if that one owns by now.
 func (d *deployment) abandon(why string) *result {
 	limit := time.Now().Add(changeLimit)
 	for {
@@ -308,8 +307,9 @@ func (d *deployment) abandon(why string) *result {
 			return pointer(d.failed(why))
 		case st == nil && d.owner == nil:
 			return pointer(d.failed(why)) // nobody answers, and for all one can know it does not own
-		case st == nil:
+		case st == nil && !time.Now().Before(limit):
 			return pointer(d.unknown(why + "; it has taken the service over and does not answer: `crossfade rollback --kill` would end it"))
+		case st == nil: // it owns, and takes its time
 		case d.ours(&st.Process) && st.State.Owns():
 			return pointer(d.failed(why)) // the first generation, which has never been ready
 		case d.ours(&st.Process) && st.State == crossfade.StateHeir:
@@ -556,6 +556,7 @@ func (d *deployment) awaitServing() sight {
 // lost is the report of a deployment that has failed. s is the last look.
 func (d *deployment) lost(why string, s sight) result {
 	text := "the deployment failed: " + why
+	d.predecessor, d.probation = nil, nil // nobody was replaced in the end
 	if d.child != nil {
 		if d.owner == nil {
 			d.took = time.Since(d.began)

@@ -242,6 +242,8 @@ func (d *deployment) rehearse(ctx context.Context) *result {
 func (d *deployment) ask(ctx context.Context) (*crossfade.RefusedError, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, &impatienceError{answerTimeout})
 	defer cancel()
+	d.before = nil
+	d.forgetOld()
 	c, err := crossfade.Dial(ctx, d.socket)
 	if err != nil {
 		return nil, err
@@ -261,7 +263,6 @@ func (d *deployment) ask(ctx context.Context) (*crossfade.RefusedError, error) {
 	default:
 		d.granted = rehearsal.Probation
 	}
-	d.forgetOld()
 	if d.old, err = c.Peer(ctx); err != nil {
 		d.old = nil // it only makes one decision safer: see deployment.predecessorGone
 	} else {

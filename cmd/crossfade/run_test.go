@@ -189,8 +189,8 @@ func TestRunCrashAfterReady(t *testing.T) {
 		do        string
 		exit      int
 	}{
-		{"on probation", "1h", "stoptool@offered,crash@owns", 5},
-		{"without one", "0s", "stoptool@offered,crash@settled", 10},
+		{"on probation", "1h", "hold@offered,crash@owns", 5},
+		{"without one", "0s", "hold@offered,crash@settled", 10},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -198,9 +198,12 @@ func TestRunCrashAfterReady(t *testing.T) {
 			s := newStage(t)
 			old := s.first()
 			d := s.prepare([]string{"--probation", tt.probation}, s.service("v2", "-do", tt.do)).start()
+			release := s.arrived()
+			s.freeze(d.cmd.Process.Pid)
+			release()
 			s.until("its end", func() bool {
 				pids := slices.DeleteFunc(s.pids(), func(pid int) bool { return pid == old.PID })
-				return len(pids) == 1 && isZombie(pids[0])
+				return len(pids) == 1 && processState(pids[0]) == 'Z'
 			})
 			if tt.exit == 10 {
 				s.awaitGone(old.PID)
@@ -218,20 +221,17 @@ func TestRunCrashAfterReady(t *testing.T) {
 	}
 }
 
-// isZombie reports whether a process has ended and its parent has not noticed.
-func isZombie(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	_, after, _ := strings.Cut(string(stat), ") ")
-	return err == nil && strings.HasPrefix(after, "Z")
-}
-
 // TestRunSucceeded: when the tool looks the new process has owned, and has been
 // replaced in good order.
 func TestRunSucceeded(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	old := s.first()
-	d := s.prepare(nil, s.service("v2", "-do", "stoptool@offered")).start()
+	d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
+	release := s.arrived()
+	s.awaitWatch(d.cmd.Process.Pid)
+	s.freeze(d.cmd.Process.Pid)
+	release()
 	second := s.awaitOwner("v2", func(st *crossfade.Status) bool { return st.Process.BuildVersion == "v2" && st.Ready })
 	s.awaitGone(old.PID)
 	o := s.run(0, nil, s.service("v3"))

@@ -141,8 +141,6 @@ func (o *serviceOptions) at(point string) {
 			signal.Notify(woken, syscall.SIGCONT)
 			check(syscall.Kill(os.Getpid(), syscall.SIGSTOP))
 			<-woken
-		case "stoptool": // whoever has started it sees nothing until it is woken up
-			check(syscall.Kill(os.Getppid(), syscall.SIGSTOP))
 		case "hold":
 			f, err := os.Open(o.gate)
 			check(err)

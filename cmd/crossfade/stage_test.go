@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -122,12 +123,58 @@ func (s *stage) until(what string, done func() bool) {
 func (s *stage) awaitGone(pid int) {
 	s.Helper()
 	s.until(fmt.Sprintf("the end of pid %d", pid), func() bool {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err == nil {
-			_, after, _ := strings.Cut(string(stat), ") ")
-			return strings.HasPrefix(after, "Z")
+		return processState(pid) == 'Z' || syscall.Kill(pid, 0) != nil
+	})
+}
+
+// processState is the letter that proc(5) has for it, 0 if there is no such process or
+// no such file system.
+func processState(pid int) byte {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, after, _ := strings.Cut(string(stat), ") ")
+	if err != nil || after == "" {
+		return 0
+	}
+	return after[0]
+}
+
+// freeze stops a process, and returns when all of it stands still: the kernel tells one
+// of its threads first, and that one the others.
+func (s *stage) freeze(pid int) {
+	s.Helper()
+	if runtime.GOOS != "linux" {
+		s.Skip("needs /proc to know that a process stands still")
+	}
+	s.signal(pid, syscall.SIGSTOP)
+	s.until("its standstill", func() bool { return processState(pid) == 'T' })
+}
+
+// awaitWatch returns when a tool watches the owner: then it has the same socket for
+// longer than any other request may take.
+func (s *stage) awaitWatch(pid int) {
+	s.Helper()
+	const longer = 3 * time.Second
+	since := make(map[string]time.Time)
+	s.until("a watch", func() bool {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			s.Fatal(err)
 		}
-		return syscall.Kill(pid, 0) != nil
+		seen := make(map[string]time.Time)
+		for _, e := range entries {
+			target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
+			if err != nil || !strings.HasPrefix(target, "socket:") {
+				continue
+			}
+			if seen[target] = since[target]; seen[target].IsZero() {
+				seen[target] = time.Now()
+			}
+			if time.Since(seen[target]) > longer {
+				return true
+			}
+		}
+		since = seen
+		return false
 	})
 }
 
