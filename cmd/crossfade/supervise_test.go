@@ -42,6 +42,7 @@ func init() {
 	processes["supervised"] = supervisedMain
 	processes["forsaker"] = forsaker
 	processes["loiterer"] = loiterer
+	processes["daemon"] = daemonMain
 	processes["plain"] = plainMain
 }
 
@@ -54,6 +55,7 @@ type conduct struct {
 	probation time.Duration
 	exit      int    // it exits with this status between New and Ready, if not -1
 	hang      bool   // between New and Ready, and SIGTERM does not end it
+	hold      string // a file whose end it waits for between New and Ready: a FIFO
 	deaf      bool   // before New, which it never calls
 	drain     string // a file whose end it waits for after Exit: a FIFO
 }
@@ -67,6 +69,7 @@ func readConduct(path string) conduct {
 	flags.DurationVar(&c.probation, "probation", 0, "")
 	flags.IntVar(&c.exit, "exit", -1, "")
 	flags.BoolVar(&c.hang, "hang", false, "")
+	flags.StringVar(&c.hold, "hold", "", "")
 	flags.BoolVar(&c.deaf, "deaf", false, "")
 	flags.StringVar(&c.drain, "drain", "", "")
 	check(flags.Parse(strings.Fields(string(text))))
@@ -118,6 +121,11 @@ func supervisedMain() {
 		signal.Ignore(syscall.SIGTERM)
 		say("hangs")
 		select {}
+	}
+	if c.hold != "" {
+		say("holds")
+		_, err := os.ReadFile(c.hold)
+		check(err)
 	}
 	if c.exit >= 0 {
 		os.Exit(c.exit)
@@ -196,6 +204,17 @@ func forsaker() {
 }
 
 func loiterer() { _, _ = io.Copy(io.Discard, os.Stdin) }
+
+// daemonMain puts the service into the background.
+func daemonMain() {
+	exe, err := os.Executable()
+	check(err)
+	cmd := exec.Command(exe, os.Args[1:]...)
+	cmd.Env = append(os.Environ(), processEnv+"=supervised")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	check(cmd.Start())
+}
 
 // plainMain is a service that does not use the library. It exits with the number of
 // SIGHUPs, at SIGTERM, or as its argument says.
@@ -276,6 +295,16 @@ func (s *supervision) behave(flags ...string) {
 	if err := os.WriteFile(s.conduct, []byte(strings.Join(flags, "\n")), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// fifo is a file that a process waits for the end of, until release.
+func (s *supervision) fifo() string {
+	s.t.Helper()
+	path := filepath.Join(s.dir, "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return path
 }
 
 // program replaces the program and its arguments.
@@ -505,10 +534,7 @@ func TestSuperviseFollowsUpgradeByOwner(t *testing.T) {
 	s := newSupervision(t).start()
 	first, address := s.owned(1)
 	// Each starts the next, so the third has a living ancestor that is not the tool.
-	fifo := filepath.Join(s.dir, "drain")
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	fifo := s.fifo()
 	s.behave("-version=v2", "-drain="+fifo)
 	if answer := tell(t, address, "upgrade"); answer != "<nil>" {
 		t.Fatal(answer)
@@ -597,6 +623,87 @@ func TestSuperviseGoesOnWhenASuccessorFails(t *testing.T) {
 	}
 }
 
+// A candidate whose predecessor dies is all that is left of the service: it gets the time
+// that it needs.
+func TestSuperviseLeavesTheHeirAlone(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		start func(s *supervision, address string)
+	}{
+		{"started by SIGHUP", func(s *supervision, _ string) { s.signal(syscall.SIGHUP) }},
+		{"started by the owner", func(_ *supervision, address string) {
+			go ask(address, "upgrade") // which is never answered
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSupervision(t, "--timeout", "1s").start()
+			first, address := s.owned(1)
+			fifo := s.fifo()
+			s.behave("-version=v2", "-hold="+fifo)
+			c.start(s, address)
+			s.await("service ", "holds")
+			if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			s.await(fmt.Sprintf("pid %d) has ended: signal: killed", first))
+			if c.name == "started by SIGHUP" {
+				s.await("nobody owns the service any more", "may take its time")
+			}
+			release(t, fifo)
+			s.owned(2)
+			s.signal(syscall.SIGTERM)
+			s.wantExit(0)
+		})
+	}
+}
+
+func TestSuperviseStopsACandidateToo(t *testing.T) {
+	s := newSupervision(t).start()
+	first, _ := s.owned(1)
+	s.behave("-version=v2", "-hold="+s.fifo())
+	s.signal(syscall.SIGHUP)
+	s.await("service ", "holds")
+	s.signal(syscall.SIGTERM)
+	s.await("SIGTERM goes to ", " and ")
+	s.signal(syscall.SIGHUP)
+	s.await("SIGHUP: no successor is started")
+	release(t, filepath.Join(s.dir, "fifo")) // for the candidate, which then hears of it
+	s.wantExit(0)
+	wantGone(t, first)
+	s.never("generation 2", "owns the service")
+}
+
+// What starts the service is not the service.
+func TestSuperviseSeesThroughWrappers(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("elsewhere what others have started are strangers")
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, wrapper := range map[string][]string{
+		"a shell that waits":                 {"/bin/sh", "-c", `"$@"; exit $?`, "sh", exe},
+		"one that puts it in the background": {"/usr/bin/env", processEnv + "=daemon", exe},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSupervision(t)
+			s.program(append(wrapper, s.conduct, "127.0.0.1:0")...)
+			s.start()
+			first, _ := s.owned(1)
+			s.behave("-version=v2")
+			s.signal(syscall.SIGHUP)
+			second, _ := s.owned(2)
+			s.signal(syscall.SIGUSR1)
+			s.await(fmt.Sprintf("service %d: got user", second))
+			s.signal(syscall.SIGTERM)
+			s.wantExit(0)
+			wantGone(t, first)
+			wantGone(t, second)
+		})
+	}
+}
+
 func TestSuperviseRemembersOneHangUp(t *testing.T) {
 	s := newSupervision(t, "--timeout", "10s").start()
 	s.owned(1)
@@ -655,10 +762,7 @@ func TestSuperviseExitsAsTheOwner(t *testing.T) {
 			t.Skip("elsewhere it is a stranger")
 		}
 		s := newSupervision(t)
-		fifo := filepath.Join(s.dir, "drain")
-		if err := unix.Mkfifo(fifo, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		fifo := s.fifo()
 		s.behave("-version=v1", "-drain="+fifo)
 		s.start()
 		_, address := s.owned(1)
@@ -756,6 +860,11 @@ func TestSuperviseRunsWhatALinkLeadsTo(t *testing.T) {
 	s.signal(syscall.SIGHUP)
 	s.await("service ", "started as ", "/v2/app")
 	s.owned(2)
+	if err := os.Remove(current); err != nil {
+		t.Fatal(err)
+	}
+	s.signal(syscall.SIGHUP)
+	s.await("crossfade: no successor was started: ", "no such file or directory", "generation 2 ", " goes on")
 	s.signal(syscall.SIGTERM)
 	s.wantExit(0)
 }

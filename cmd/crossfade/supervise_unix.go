@@ -79,7 +79,6 @@ type attempt struct {
 	generation *generation
 	instance   string // that it was given
 	began      time.Time
-	first      bool   // nobody has to own for it to succeed
 	reason     string // why it fails, as the owner or this process says
 }
 
@@ -194,7 +193,7 @@ func (s *supervisor) after(d time.Duration, do func()) {
 
 // start starts the program, as an attempt.
 func (s *supervisor) start() error {
-	a := &attempt{instance: rand.Text(), began: time.Now(), first: s.first == nil}
+	a := &attempt{instance: rand.Text(), began: time.Now()}
 	pid, err := s.spawn(a.instance)
 	if err != nil {
 		return err
@@ -202,7 +201,7 @@ func (s *supervisor) start() error {
 	a.generation = &generation{pid: pid, started: true, instance: a.instance}
 	s.attempt = a
 	s.add(a.generation)
-	if a.first {
+	if s.first == nil {
 		s.first = a.generation
 		s.in.say("started %s: %v", s.in.args[0], a.generation)
 	} else {
@@ -486,15 +485,18 @@ func (s *supervisor) lookAgain() {
 	})
 }
 
-// endedAs returns the generation that a sight is of, if its end has been noticed, else
-// nil. A number alone does not tell: another process may have it by now.
+// endedAs returns the generation that a sighting is of, if its end has been noticed, else
+// nil. A number alone does not tell, as another process may have it by now; nor does the
+// instance that a process was given, as what that one has started was given it too.
 func (s *supervisor) endedAs(v *sighting) *generation {
 	p := v.status.Process
 	for _, g := range slices.Backward(s.ended) {
-		if p.Instance == g.instance || p.Instance == g.process.Instance {
+		own := g.process.Instance
+		if v.pid == 0 && own != "" && own == p.Instance {
 			return g
 		}
-		if v.pid != 0 && v.pid == g.pid && g.process.Instance == "" && v.handle != nil && v.handle.exited() {
+		dead := v.handle == nil || v.handle.exited()
+		if v.pid != 0 && v.pid == g.pid && (own == p.Instance || g.instance == p.Instance || own == "" && dead) {
 			return g
 		}
 	}
@@ -526,7 +528,7 @@ func (s *supervisor) notice(p crossfade.Process) {
 		g.process = p
 		return
 	}
-	if slices.ContainsFunc(s.ended, func(g *generation) bool { return g.process.Instance == p.Instance || g.instance == p.Instance }) {
+	if slices.ContainsFunc(s.ended, func(g *generation) bool { return g.pid == p.PID && (g.process.Instance == p.Instance || g.instance == p.Instance) }) {
 		return
 	}
 	h, _ := openHandle(p.PID) // nil where there are none; first, so that it is of whom the next line is about
@@ -676,21 +678,23 @@ func (s *supervisor) next() {
 	}
 }
 
-// expire ends the time that an attempt has.
+// expire ends the time that an attempt has. It has no limit if nobody else serves: its
+// process may be the heir of an owner that has died.
 func (s *supervisor) expire(a *attempt) {
 	switch {
 	case s.attempt != a:
-	case a.first && s.owner == nil: // nobody else serves, so it may take as long as it likes
+	case s.owner != nil:
+		a.reason = fmt.Sprintf("it did not own the service within %v", s.opts.timeout.limit)
+		s.in.say("%v does not own the service after %v: it is cancelled", a.generation, s.opts.timeout.limit)
+		s.cancel(a)
+	case s.last != nil:
+		s.in.say("nobody owns the service any more: %v may take its time", a.generation)
+	default:
 		s.plain = true
 		if s.again {
 			s.again = false
 			s.forward(syscall.SIGHUP, s.serving())
 		}
-		s.consider()
-	default:
-		a.reason = fmt.Sprintf("it did not own the service within %v", s.opts.timeout.limit)
-		s.in.say("%v does not own the service after %v: it is cancelled", a.generation, s.opts.timeout.limit)
-		s.cancel(a)
 	}
 }
 
@@ -723,22 +727,24 @@ func (s *supervisor) cancelled(a *attempt, who *crossfade.Process, err error) {
 	case s.attempt != a:
 	case who != nil && a.is(*who): // whoever follows the owner says it too
 		s.in.say("%v owns the service: it was too late to cancel it", a.generation)
-	case errors.Is(err, crossfade.ErrNoOwner) && slices.Contains(s.live, a.generation):
-		s.in.say("nobody owns the service: %v may take its time", a.generation)
-		a.first = true
 	case slices.Contains(s.live, a.generation):
+		if s.owner == nil && err != nil { // it was not cancelled, and nobody else is there to serve
+			s.in.say("nobody owns the service any more: %v may take its time", a.generation)
+			return
+		}
 		s.end(a.generation)
 	default:
 		s.failed(a)
 	}
 }
 
-// end ends a process.
+// end ends a process that was started, with its group: it may be a shell that has started
+// the program. The group has its number as long as the process is not reaped.
 func (s *supervisor) end(g *generation) {
-	s.tell(g, syscall.SIGTERM)
+	terminateGroup(g.pid)
 	s.after(endGrace, func() {
 		if slices.Contains(s.live, g) && s.owner != g {
-			s.tell(g, syscall.SIGKILL)
+			killGroup(g.pid)
 		}
 	})
 }
