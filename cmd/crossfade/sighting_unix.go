@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/crossfade-go/crossfade"
@@ -110,14 +111,31 @@ func (s *supervisor) watch() {
 		}
 		s.post(func() { s.changed(v) })
 		if v.err != nil {
-			pause(s.ctx, wait)
+			s.rest(wait)
 			wait = min(2*wait, lastLook)
 		}
 	}
 }
 
+// rest waits, unless there is a hurry.
+func (s *supervisor) rest(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.hurry:
+	case <-s.ctx.Done():
+	}
+}
+
 // changed takes in what has changed, or why that cannot be told.
 func (s *supervisor) changed(v *sighting) {
+	if v.nobody() {
+		s.told = v.at
+	}
+	if e := v.event; e != nil && e.Attempt != nil && (e.State == crossfade.StateProbation || e.State == crossfade.StateDraining) {
+		s.handedOver(e.Attempt.Successor)
+	}
 	s.see(v)
 	switch {
 	case v.event != nil && v.event.Failure != nil:
@@ -127,5 +145,18 @@ func (s *supervisor) changed(v *sighting) {
 	case (errors.Is(v.err, crossfade.ErrOwnerUnknown) || !passes(v.err)) && sentence(v.err) != s.trouble:
 		s.trouble = sentence(v.err)
 		s.in.say("who owns the service cannot be told: %s", s.trouble)
+	}
+}
+
+// handedOver notes that a process has owned, as its predecessor says: it may have ended
+// before anybody saw it.
+func (s *supervisor) handedOver(p crossfade.Process) {
+	for _, g := range slices.Concat(s.live, s.ended) {
+		if g.pid == p.PID && (g.instance == p.Instance || g.process.Instance == p.Instance) {
+			g.process = p
+			if s.last == nil || s.last.process.Generation < p.Generation {
+				s.last = g
+			}
+		}
 	}
 }

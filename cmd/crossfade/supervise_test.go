@@ -54,6 +54,7 @@ type conduct struct {
 	version   string
 	probation time.Duration
 	exit      int    // it exits with this status between New and Ready, if not -1
+	crash     int    // it exits with this status right after Ready, if not -1
 	hang      bool   // between New and Ready, and SIGTERM does not end it
 	hold      string // a file whose end it waits for between New and Ready: a FIFO
 	deaf      bool   // before New, which it never calls
@@ -68,6 +69,7 @@ func readConduct(path string) conduct {
 	flags.StringVar(&c.version, "version", "", "")
 	flags.DurationVar(&c.probation, "probation", 0, "")
 	flags.IntVar(&c.exit, "exit", -1, "")
+	flags.IntVar(&c.crash, "crash", -1, "")
 	flags.BoolVar(&c.hang, "hang", false, "")
 	flags.StringVar(&c.hold, "hold", "", "")
 	flags.BoolVar(&c.deaf, "deaf", false, "")
@@ -131,6 +133,9 @@ func supervisedMain() {
 		os.Exit(c.exit)
 	}
 	check(upg.Ready(ctx))
+	if c.crash >= 0 {
+		os.Exit(c.crash)
+	}
 	say("owns generation %d at %s", upg.Status().Process.Generation, ln.Addr())
 
 	var handlers sync.WaitGroup
@@ -751,6 +756,14 @@ func TestSuperviseExitsAsTheOwner(t *testing.T) {
 		}
 		s.await("nothing is left of the service", "signal: killed")
 		s.wantExit(128 + 9)
+	})
+	t.Run("before anybody has seen it", func(t *testing.T) {
+		s := newSupervision(t).start()
+		first, _ := s.owned(1)
+		s.behave("-crash=8")
+		s.signal(syscall.SIGHUP)
+		s.await(fmt.Sprintf("pid %d) has ended: exit status 0", first))
+		s.wantExit(8)
 	})
 	t.Run("the first never owns", func(t *testing.T) {
 		s := newSupervision(t)

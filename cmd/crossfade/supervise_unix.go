@@ -58,6 +58,8 @@ type supervisor struct {
 	childless bool           // when it was looked for last, there was no child at all
 	checking  bool           // somebody looks whether the service is over
 	idle      time.Time      // since when no generation is known to live
+	told      time.Time      // when the last look began that followed the owners to the end
+	hurry     chan struct{}  // has who follows the owners look now; one says as much as many
 	outcome   *result        // set at the end
 }
 
@@ -103,7 +105,7 @@ func supervise(ctx context.Context, in *invocation, opts superviseOptions) resul
 		return failure(in, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &supervisor{in: in, opts: opts, path: programPath(in.args[0]), ctx: ctx, inbox: make(chan func())}
+	s := &supervisor{in: in, opts: opts, path: programPath(in.args[0]), ctx: ctx, inbox: make(chan func()), hurry: make(chan struct{}, 1)}
 	if err := s.start(); err != nil {
 		cancel()
 		remove()
@@ -528,7 +530,9 @@ func (s *supervisor) notice(p crossfade.Process) {
 		g.process = p
 		return
 	}
-	if slices.ContainsFunc(s.ended, func(g *generation) bool { return g.pid == p.PID && (g.process.Instance == p.Instance || g.instance == p.Instance) }) {
+	if slices.ContainsFunc(s.ended, func(g *generation) bool {
+		return g.pid == p.PID && (g.process.Instance == p.Instance || g.instance == p.Instance)
+	}) {
 		return
 	}
 	h, _ := openHandle(p.PID) // nil where there are none; first, so that it is of whom the next line is about
@@ -834,6 +838,10 @@ func (s *supervisor) consider() {
 	}
 	if s.idle.IsZero() {
 		s.idle = time.Now()
+		select {
+		case s.hurry <- struct{}{}:
+		default:
+		}
 	}
 	if s.checking || s.outcome != nil || s.attempt != nil {
 		return
@@ -857,6 +865,8 @@ func (s *supervisor) conclude(v *sighting) {
 	switch {
 	case patient && (v.nobody() && s.background() || v.owner() == nil && !v.nobody()):
 		s.after(lookPause, s.consider) // somebody starts, or is about to own
+	case s.told.Before(s.idle) && time.Since(s.idle) < lookTimeout:
+		s.after(lookPause, s.consider) // who follows the owners may have to tell of another
 	default:
 		s.outcome = s.result()
 	}
