@@ -42,8 +42,8 @@ var actions = map[string]func(context.Context) error{
 	"freeze": func(context.Context) error { return sendSelf(syscall.SIGSTOP) },
 	// Only SIGKILL ends it.
 	"hang": func(context.Context) error { return never() },
-	// Goes on when somebody sends SIGUSR1; a signal to stop, and the end of a drain,
-	// end it.
+	// Goes on when somebody sends SIGUSR1; a signal to stop, the end of the attempt and
+	// that of a drain end it.
 	"hold": hold,
 }
 

@@ -174,7 +174,16 @@ func (a *app) run(ctx context.Context) error {
 	// The point lies between the offer and Ready: this is where a real program
 	// initialises.
 	upg.Progress("initialising "+a.config.BuildVersion, 0)
-	if err := a.faults.at(ctx, pointOffered); err != nil {
+	initialising, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	go func() {
+		select {
+		case <-upg.Exit(): // the attempt has failed
+			abort(upg.Err())
+		case <-initialising.Done():
+		}
+	}()
+	if err := a.faults.at(initialising, pointOffered); err != nil {
 		return err
 	}
 	srv := newServer(a)
