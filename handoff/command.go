@@ -63,7 +63,11 @@ func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.Cont
 	ctx, cancel := attended(l)
 	defer cancel()
 	text, who, err := do(ctx)
-	log := s.log.With("request", name, "peer", peerName(peer))
+	if log := s.log.With("request", name, "peer", peerName(peer)); err != nil {
+		log.Info("a controller's request was not fulfilled", "err", err)
+	} else {
+		log.Info("a controller's request was fulfilled", "outcome", text)
+	}
 	switch {
 	case errors.Is(err, ErrMoved):
 		return respondError(l, pb.ErrorCode_ERROR_CODE_MOVED, sentence(err))
@@ -71,10 +75,6 @@ func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.Cont
 		return respondError(l, pb.ErrorCode_ERROR_CODE_NOT_ALLOWED, sentence(err))
 	case errors.Is(err, ErrWrongState), errors.Is(err, ErrNotReady) && !errors.As(err, new(*RefusedError)):
 		return respondError(l, pb.ErrorCode_ERROR_CODE_WRONG_STATE, sentence(err))
-	case err != nil:
-		log.Info("a controller's request was not fulfilled", "err", err)
-	default:
-		log.Info("a controller's request was fulfilled", "outcome", text)
 	}
 	return respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Outcome{Outcome: s.outcome(text, who, err)}})
 }
@@ -324,6 +324,11 @@ func notKilled(err error) error {
 // its users are done, nil for none, and refuses the instance from now on, if one is
 // given.
 func (s *Server) doom(instance string) (*predecessor, error) {
+	if instance != "" {
+		if err := CheckName(instance); err != nil { // nor could it say Hello
+			return nil, fmt.Errorf("the instance: %w", err)
+		}
+	}
 	older := s.service.Generations()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -425,15 +425,25 @@ func TestUpgradeOfAController(t *testing.T) {
 	})
 	bubble(t, "is logged with who asks", func(t *testing.T) {
 		var log strings.Builder // of one bubble, and read when all is at rest
-		o, _ := commanded(t, func(c *handoff.ServerConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+		o, did := commanded(t, func(c *handoff.ServerConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 		p := newPipe(t)
 		go o.server.Serve(p.server, &scm.Peer{PID: 4711})
 		if _, err := handoff.CommandOn(t.Context(), p.client, settleRequest); err != nil {
 			t.Fatal(err)
 		}
+		did.settle = func(context.Context) error { return handoff.ErrNotAllowed }
+		p = newPipe(t)
+		go o.server.Serve(p.server, &scm.Peer{PID: 4712})
+		_, err := handoff.CommandOn(t.Context(), p.client, settleRequest)
+		mustMatch(t, err, is(handoff.ErrNotAllowed))
 		synctest.Wait()
-		if !strings.Contains(log.String(), "request=SettleRequest") || !strings.Contains(log.String(), "pid 4711") {
-			t.Errorf("the log is\n%s", &log)
+		for _, part := range []string{
+			`msg="a controller's request was fulfilled" request=SettleRequest peer="pid 4711,`,
+			`msg="a controller's request was not fulfilled" request=SettleRequest peer="pid 4712,`,
+		} {
+			if !strings.Contains(log.String(), part) {
+				t.Errorf("the log is\n%s", &log)
+			}
 		}
 	})
 }
@@ -713,6 +723,14 @@ func TestCancel(t *testing.T) {
 		c = newCandidate(t)
 		c.cfg.Process.Instance = "v3"
 		c.connect(t.Context(), o).mustHaveReceived()
+	})
+	bubble(t, "by what is no instance", func(t *testing.T) {
+		o := newOwner(t)
+		o.connected()
+		for _, instance := range []string{strings.Repeat("x", handoff.MaxName+1), "a\x00b"} {
+			mustBeOutcome(t, o.controller(cancelRequest(instance, true)).answer(), pb.OutcomeCode_OUTCOME_CODE_FAILED, "the instance: ")
+		}
+		o.mustBe(handoff.StateOffering)
 	})
 	bubble(t, "so many are remembered", func(t *testing.T) {
 		o := newOwner(t)
