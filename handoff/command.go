@@ -289,8 +289,9 @@ func (s *Server) kill(ctx context.Context, p *predecessor, reason string) error 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	again := s.attempt != nil && s.attempt != p && s.attempt.who.PID == p.who.PID
-	if again || s.successor != nil && s.successor.PID == p.who.PID {
+	pid := p.who.PID // 0 before the Hello of one that this process has started
+	again := s.attempt != nil && s.attempt != p && s.attempt.who.PID == pid
+	if pid != 0 && (again || s.successor != nil && s.successor.PID == pid) {
 		return fmt.Errorf("%w: the process of %v has made another attempt since", ErrWrongState, p.who.Process)
 	}
 	return notKilled(p.process.Kill())

@@ -762,6 +762,16 @@ func TestCancel(t *testing.T) {
 		mustMatch(t, c.err, is(handoff.ErrCancelled), "not today")
 		o.takeOver()
 	})
+	bubble(t, "the same, which never says anything, and is killed", func(t *testing.T) {
+		o := newOwner(t)
+		process, fate := o.spawn(t.Context(), newCandidate(t), 22)
+		p := o.controller(cancelRequest("", true))
+		mustMatch(t, <-fate, is(handoff.ErrCancelled))
+		o.spawn(t.Context(), newCandidate(t), 23) // which has not said who it is either
+		elapse(handoff.CancelGrace)
+		mustBeOutcome(t, p.answer(), 0, "cancelled, and its process was killed")
+		mustHaveCalled(t, &process.calls, "Kill")
+	})
 	bubble(t, "the same by the instance that it will say", func(t *testing.T) {
 		o := newOwner(t)
 		c := newCandidate(t)

@@ -1,11 +1,11 @@
 // Package handoff is the protocol by which a predecessor hands a service over
 // to its successor: the two state machines, the server of the control socket
-// and the client that asks it for its status.
+// and the controllers that ask and command it.
 //
 // It moves opaque descriptors and knows nothing of listeners; it makes no
 // system call itself. What a handoff means for the process around it is behind
-// two small interfaces, [Service] for the side that gives and [Receiver] for
-// the side that takes. docs/protocol.md is the normative text of the protocol;
+// small interfaces, [Service] for the side that gives, [Receiver] for the side
+// that takes, and [Commands] for what a controller may wish. docs/protocol.md is the normative text of the protocol;
 // the invariants that the comments cite as I1 to I12 are listed there.
 //
 // A service should use package crossfade, which builds on this one. Import this
