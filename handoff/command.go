@@ -153,7 +153,11 @@ func (s *Server) rollback(ctx context.Context, r *pb.RollbackRequest) (string, *
 	if err := s.checkOwner(); err != nil && s.State() != StateYielding {
 		return "", nil, err
 	}
-	return "rolled back: the predecessor owns again", nil, s.commands.Rollback(ctx, printable(r.GetReason()))
+	err := s.commands.Rollback(ctx, printable(r.GetReason()))
+	if errors.Is(err, ErrRolledBack) && !errors.Is(err, ErrProtocol) {
+		err = nil // whoever else has wished it
+	}
+	return "rolled back: the predecessor owns again", nil, err
 }
 
 func (s *Server) endDrain(ctx context.Context, generation uint64) (string, error) {

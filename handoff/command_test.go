@@ -360,14 +360,14 @@ func TestOutcomeCodes(t *testing.T) {
 		seen[int32(tt.code)] = true
 		bubble(t, tt.name, func(t *testing.T) {
 			o, did := commanded(t)
-			did.rollback = func(context.Context) error { return tt.err }
-			r := o.controller(rollbackRequest).answer()
+			did.settle = func(context.Context) error { return tt.err }
+			r := o.controller(settleRequest).answer()
 			if tt.code == 0 {
 				mustBeError(t, r, tt.as, tt.says)
 			} else if out := mustBeOutcome(t, r, tt.code, tt.says); tt.code == pb.OutcomeCode_OUTCOME_CODE_BUSY && out.GetWho().GetInstance() != "v0" {
 				t.Errorf("in the way is %v", out.GetWho())
 			}
-			err := <-o.ask(t.Context(), rollbackRequest)
+			err := <-o.ask(t.Context(), settleRequest)
 			mustMatch(t, err, tt.is, tt.says)
 			out := new(handoff.OutcomeError)
 			if got := errors.As(err, &out); got != (tt.code != 0) || got && (out.Serving == nil || out.Serving.Instance != "v1" || out.State != handoff.StateOwner) {
@@ -1417,5 +1417,44 @@ func TestCommandAgainstWrongAnswers(t *testing.T) {
 		if !p.client.isClosed() {
 			t.Error("the connection is kept")
 		}
+	})
+}
+
+// TestCallsThatMeetTheEnd: Fail of the facade waits until controllers have their
+// answers, so these must not wait for Fail.
+func TestCallsThatMeetTheEnd(t *testing.T) {
+	bubble(t, "of a rollback", func(t *testing.T) {
+		_, c := onProbation(t)
+		var late []error
+		c.receiver.onFail = func() {
+			late = append(late, c.taking.Rollback(t.Context(), "as well"), c.taking.Settle(t.Context()))
+		}
+		if err := c.taking.Rollback(t.Context(), "too slow"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for _, err := range late {
+			mustMatch(t, err, is(handoff.ErrRolledBack), "too slow")
+		}
+		if len(late) != 2 || c.receiver.count("Fail") != 1 {
+			t.Errorf("%v; %v", late, &c.receiver.calls)
+		}
+	})
+	bubble(t, "of a rollback that is not understood", func(t *testing.T) {
+		c, p := alone(t)
+		late := make(chan error, 1)
+		c.receiver.onFail = func() { late <- c.taking.Rollback(t.Context(), "as well") }
+		first := async(func() error { return c.taking.Rollback(t.Context(), "too slow") })
+		p.write([]byte{0xff})
+		for _, result := range []chan error{first, late} {
+			mustMatch(t, <-result, is(handoff.ErrRolledBack, handoff.ErrProtocol), "too slow")
+		}
+	})
+	bubble(t, "for a controller it is a success", func(t *testing.T) {
+		o, did := commanded(t)
+		did.rollback = func(context.Context) error { return handoff.ErrRolledBack }
+		mustBeOutcome(t, o.controller(rollbackRequest).answer(), 0, "rolled back")
+		did.rollback = func(context.Context) error { return fmt.Errorf("%w: %w", handoff.ErrRolledBack, handoff.ErrProtocol) }
+		mustBeOutcome(t, o.controller(rollbackRequest).answer(), pb.OutcomeCode_OUTCOME_CODE_ROLLED_BACK, "rolled back")
 	})
 }

@@ -155,6 +155,7 @@ type receiver struct {
 	onYield    func(context.Context)
 	onOwn      func()
 	onSettled  func()
+	onFail     func()
 
 	held    sync.Mutex
 	control *handoff.Control
@@ -234,6 +235,9 @@ func (r *receiver) Draining(connections int, deadline time.Time) {
 func (r *receiver) Fail(err error) {
 	r.add("Fail")
 	r.failure = err
+	if r.onFail != nil {
+		r.onFail()
+	}
 	r.close()
 }
 

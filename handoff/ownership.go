@@ -186,8 +186,9 @@ func (t *Taking) giveBack() (over bool) {
 		// connection would say nothing any more. It does not own, and closing
 		// says just that.
 		t.log.Error("the predecessor broke the protocol instead of resuming: this process is out", "predecessor", t.predecessor, "err", err)
-		t.out(stepResumed, &gaveBackError{r.reason, err})
-		r.end(t.err)
+		err = &gaveBackError{r.reason, err}
+		r.end(&Error{Side: Successor, Step: stepResumed, Err: err})
+		t.out(stepResumed, err)
 		return true
 	default:
 		t.log.Warn("the predecessor has died before it could take the service again: this process owns it", "predecessor", t.predecessor)
@@ -202,8 +203,7 @@ func (t *Taking) giveBack() (over bool) {
 // out ends this process's part after a rollback.
 func (t *Taking) out(step string, err error) {
 	t.link.close()
-	t.err = &Error{Side: Successor, Step: step, Err: err}
-	t.receiver.Fail(t.err)
+	t.fail(&Error{Side: Successor, Step: step, Err: err})
 }
 
 // awaitResumed waits until the predecessor owns again, however long that takes
@@ -273,6 +273,7 @@ func (t *Taking) Settle(ctx context.Context) error {
 		return nil
 	case err := <-refused:
 		return err
+	case <-t.failed:
 	case <-t.done:
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -288,7 +289,7 @@ func (t *Taking) Settle(ctx context.Context) error {
 // this process owns; ErrSettled if it is too late; ErrHook if Yield has failed,
 // after which this process owns as before; ErrLost if the predecessor has died
 // meanwhile, after which it owns, settled; ErrProtocol if the predecessor did not
-// answer with Resumed, and Fail was called; the cause of ctx, after whose end the
+// answer with Resumed, and Fail follows; the cause of ctx, after whose end the
 // rollback goes on.
 func (t *Taking) Rollback(ctx context.Context, reason string) error {
 	result := make(chan error, 1) // room, for nobody may read it
@@ -298,6 +299,7 @@ func (t *Taking) Rollback(ctx context.Context, reason string) error {
 	select {
 	case err := <-result:
 		return err
+	case <-t.failed:
 	case <-t.done:
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -313,6 +315,7 @@ func (t *Taking) Rollback(ctx context.Context, reason string) error {
 // ended says why a machine that has ended, or is about to, takes no rollback.
 func (t *Taking) ended(ctx context.Context) error {
 	select {
+	case <-t.failed:
 	case <-t.done:
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -109,8 +109,9 @@ type Taking struct {
 	overdue  *time.Timer // logs that the predecessor takes long to retire
 
 	settled chan struct{} // closed when the predecessor cannot come back
+	failed  chan struct{} // closed before Fail of the receiver is called, which waits for who waits for this
 	done    chan struct{} // closed when the machine has ended
-	err     error         // valid when done is closed
+	err     error         // valid when failed or done is closed
 }
 
 // readyCall is one call of Ready on its way through the machine.
@@ -142,7 +143,7 @@ func connect(ctx context.Context, conn frames, cfg *SuccessorConfig) (*Taking, e
 	t := &Taking{
 		link: newLink(conn, scm.MaxDescriptors), receiver: cfg.Receiver, log: cfg.Log,
 		atEnd:   cfg.AtProbationEnd,
-		settled: make(chan struct{}), done: make(chan struct{}),
+		settled: make(chan struct{}), failed: make(chan struct{}), done: make(chan struct{}),
 	}
 	step, err := t.begin(ctx, cfg)
 	if err == nil {
@@ -442,11 +443,17 @@ func (t *Taking) run() {
 	if err != nil {
 		t.abort(step, err)
 		t.link.close()
-		t.err = &Error{Side: Successor, Step: step, Err: err}
-		t.receiver.Fail(t.err)
+		t.fail(&Error{Side: Successor, Step: step, Err: err})
 		return
 	}
 	t.ownership()
+}
+
+// fail ends this process's part.
+func (t *Taking) fail(err error) {
+	t.err = err
+	close(t.failed)
+	t.receiver.Fail(err)
 }
 
 // candidacy lasts until this process owns or certainly does not.

@@ -208,3 +208,36 @@ func processFindReadOnly(args []string) {
 	}
 	processFind(args)
 }
+
+func TestReachAFullBacklog(t *testing.T) {
+	leak.Check(t)
+	path := filepath.Join(tempDir(t), "control.sock")
+	claim := mustClaim(t, rendezvous.Place{Path: path, Backlog: 1})
+	l, err := scm.NewListener(claim.Listener())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	fill(t, path)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	_, err = rendezvous.Reach(afterAttempts(ctx, 20, cancel), rendezvous.Place{Path: path})
+	if !errors.Is(err, rendezvous.ErrOwnerUnknown) || !errors.Is(err, syscall.EAGAIN) || errors.Is(err, rendezvous.ErrNoOwner) {
+		t.Errorf("got %v", err)
+	}
+	var served atomic.Bool
+	conn, err := rendezvous.Reach(afterAttempts(deadline(t), 20, func() {
+		if served.Swap(true) {
+			return
+		}
+		if c, err := l.Accept(); err != nil {
+			t.Error(err)
+		} else {
+			c.Close()
+		}
+	}), rendezvous.Place{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
