@@ -1450,6 +1450,22 @@ func TestCallsThatMeetTheEnd(t *testing.T) {
 			mustMatch(t, <-result, is(handoff.ErrRolledBack, handoff.ErrProtocol), "too slow")
 		}
 	})
+	bubble(t, "that the machine has not seen any more", func(t *testing.T) {
+		late := make(chan error, 1)
+		c, p := alone(t, func(c *candidate) {
+			c.cfg.Log = slog.New(&listener{Handler: slog.DiscardHandler, on: "broke the protocol instead of resuming", do: func() {
+				go func() { late <- c.taking.Rollback(t.Context(), "as well") }()
+				elapse(time.Nanosecond) // until it is queued
+			}})
+			c.receiver.onFail = func() { late <- <-late }
+		})
+		first := async(func() error { return c.taking.Rollback(t.Context(), "too slow") })
+		p.write([]byte{0xff})
+		elapse(time.Second)
+		for _, result := range []chan error{first, late} {
+			mustMatch(t, <-result, is(handoff.ErrRolledBack, handoff.ErrProtocol), "too slow")
+		}
+	})
 	bubble(t, "for a controller it is a success", func(t *testing.T) {
 		o, did := commanded(t)
 		did.rollback = func(context.Context) error { return handoff.ErrRolledBack }
@@ -1457,4 +1473,21 @@ func TestCallsThatMeetTheEnd(t *testing.T) {
 		did.rollback = func(context.Context) error { return fmt.Errorf("%w: %w", handoff.ErrRolledBack, handoff.ErrProtocol) }
 		mustBeOutcome(t, o.controller(rollbackRequest).answer(), pb.OutcomeCode_OUTCOME_CODE_ROLLED_BACK, "rolled back")
 	})
+}
+
+// listener is a log that does something when it is told of one thing.
+type listener struct {
+	slog.Handler
+
+	on string
+	do func()
+}
+
+func (l *listener) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l *listener) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, l.on) {
+		l.do()
+	}
+	return nil
 }
