@@ -87,17 +87,23 @@ func TestWait(t *testing.T) {
 // An owner that has not called Ready is not what is waited for, and Ready is an event.
 func TestWaitForReady(t *testing.T) {
 	s := newScene(t)
-	s.candidate(told{Version: "v1", Initialising: "for ever"})
+	v1 := s.candidate(told{Version: "v1", Initialising: "for long"})
 	waiting := s.begin("status", "--watch")
 	for line, ok := waiting.line(); ok; line, ok = waiting.line() {
 		if state := decode(t, line); state.State == "owner" {
 			break
 		}
 	}
+	patient := s.begin("wait")
 	r := s.ask(6, "wait", "--timeout", "50ms")
 	r.wantReason(s, "owns and is not ready yet")
 	r.wantServing(s, "v1")
 	s.ask(4, "check").wantReason(s, "not now: the owner has not called Ready yet")
+	s.signal(v1, syscall.SIGUSR1)
+	if got := patient.end(); got.code != 0 {
+		t.Errorf("exit code %d: %s", got.code, got.stderr)
+	}
+	s.want(0, "check")
 }
 
 func TestCheck(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -38,7 +39,7 @@ type told struct {
 	Refuse    string // AcceptSuccessor's error, if not empty
 	Epoch     uint64
 
-	Initialising string // it says so by Progress, and never calls Ready
+	Initialising string // it says so by Progress, and calls Ready on SIGUSR1
 	Fails        bool   // it exits with status 1 before Ready
 	Suspend      string // "fails" or "hangs", once it owns
 	Lingers      bool   // after Exit it waits for the end of DrainContext, or for ever if it stops
@@ -64,6 +65,8 @@ func serveAsTold() {
 }
 
 func (do *told) serve(ctx context.Context) error {
+	initialised := make(chan os.Signal, 1) // room, for it may come before somebody waits
+	signal.Notify(initialised, syscall.SIGUSR1)
 	upg, err := crossfade.New(ctx, do.config())
 	if err != nil {
 		return err
@@ -79,13 +82,16 @@ func (do *told) serve(ctx context.Context) error {
 		}
 		defer ln.Close()
 	}
-	switch {
-	case do.Fails:
+	if do.Fails {
 		return errors.New("as it was told")
-	case do.Initialising != "":
+	}
+	if do.Initialising != "" {
 		upg.Progress(do.Initialising, 0)
-		<-upg.Exit()
-		return upg.Err()
+		select {
+		case <-upg.Exit():
+			return upg.Err()
+		case <-initialised:
+		}
 	}
 	if err := upg.Ready(ctx); err != nil {
 		return err
