@@ -205,7 +205,7 @@ const (
 func (d *deployment) rehearse(ctx context.Context) *result {
 	patience := time.Now().Add(d.opts.wait)
 	changes := time.Now().Add(answerTimeout)
-	for {
+	for said := false; ; {
 		refusal, err := d.ask(ctx)
 		var until time.Time // how long this may be waited for
 		switch {
@@ -233,6 +233,10 @@ func (d *deployment) rehearse(ctx context.Context) *result {
 		if !time.Now().Before(until) {
 			r := d.refused(refusal, err)
 			return &r
+		}
+		if refusal != nil && !said {
+			said = true
+			d.in.say("waiting for at most %s: %s", span(time.Until(until)), sentence(refusal))
 		}
 		pause(ctx, lookPause)
 	}

@@ -278,7 +278,15 @@ func TestRunTwoAtOnce(t *testing.T) {
 	if len(s.pids()) != began {
 		t.Error("something was started")
 	}
-	three := s.prepare([]string{"--wait", generous.String()}, s.service("v3")).start()
+	three := s.prepare([]string{"--wait", generous.String()}, s.service("v3"))
+	said, err := os.Create(filepath.Join(s.dir, "said"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+	three.cmd.Stderr = said
+	three.start()
+	s.until("its patience", func() bool { return strings.Contains(s.log(said.Name()), "waiting for at most") })
 	release()
 	s.wantExit(one.wait(), 0)
 	o = three.wait()
