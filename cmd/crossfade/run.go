@@ -172,11 +172,11 @@ func (o *runOptions) successor() *crossfade.Successor {
 
 // deploy is the command.
 func deploy(ctx context.Context, in *invocation, o *runOptions) result {
-	socket, err := filepath.Abs(in.socket)
-	if err != nil {
-		return failure(in, err)
+	d := &deployment{in: in, opts: o}
+	var err error
+	if d.socket, err = filepath.Abs(in.socket); err != nil {
+		return d.refused(nil, err)
 	}
-	d := &deployment{in: in, opts: o, socket: socket}
 	program, err := exec.LookPath(in.args[0])
 	if err != nil && !errors.Is(err, exec.ErrDot) { // a PATH with . in it is the caller's wish
 		return d.failed("the new process cannot be started: " + err.Error())

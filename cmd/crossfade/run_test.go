@@ -617,3 +617,28 @@ func TestRunReaderGone(t *testing.T) {
 	s.wantExit(o, 0)
 	s.wantServing(o, o.Started)
 }
+
+// TestRunIsAsDocumented: whatever the exit status, the object has the fields of
+// docs/tool.md.
+func TestRunIsAsDocumented(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	common, fields := documented(t, "## The object")["field"], documented(t, "### crossfade run")["field"]
+	for _, o := range []*outcome{
+		s.run(10, nil, []string{"no-such-program"}),
+		s.run(10, nil, s.service("v1", "-do", "crash@start")),
+		s.run(0, []string{"--epoch", "1"}, s.service("v1")),
+		s.run(8, nil, s.service("v2")),
+		s.run(5, []string{"--epoch", "1"}, s.service("v2", "-do", "exit1@offered")),
+		s.run(0, []string{"--epoch", "1", "--probation", "1h"}, s.service("v2")),
+		s.run(4, []string{"--epoch", "1"}, s.service("v3")),
+	} {
+		compareFields(t, fmt.Sprintf("run with code %d", o.Code), o.object, common, fields)
+		if p, ok := o.object["probation"].(map[string]any); ok {
+			compareFields(t, "probation", p, documented(t, "### crossfade status")["field of probation"])
+		}
+		if f, ok := o.object["failure"].(map[string]any); ok {
+			compareFields(t, "failure", f, documented(t, "### crossfade status")["field of last_failure"])
+		}
+	}
+}

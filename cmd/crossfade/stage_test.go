@@ -193,7 +193,8 @@ type who struct {
 
 // outcome is what the tool has said in the end.
 type outcome struct {
-	exit   int // -1: by a signal
+	exit   int            // -1: by a signal
+	object map[string]any // all of it
 	stderr string
 
 	OK         bool     `json:"ok"`
@@ -258,6 +259,9 @@ func (d *deploying) wait() *outcome {
 	}
 	o := &outcome{exit: d.cmd.ProcessState.ExitCode(), stderr: d.stderr.String()}
 	if d.stdout.Len() > 0 {
+		if err := json.Unmarshal(d.stdout.Bytes(), &o.object); err != nil {
+			d.s.Error(err)
+		}
 		decoder := json.NewDecoder(&d.stdout)
 		if err := decoder.Decode(o); err != nil {
 			d.s.Fatalf("%v in %q", err, d.stdout.String())
