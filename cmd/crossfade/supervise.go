@@ -11,31 +11,33 @@ import (
 // This file is the command line of supervise. What it does is in supervise_unix.go.
 
 var superviseCommand = &command{
-	name: "supervise", args: "[--socket S] [--timeout D] [--probation D] [--log FILE] -- APP [ARG...]",
-	summary: "stay in the foreground, and start successors on SIGHUP",
-	long: `It starts APP and stays as long as any generation of it lives: the one process that a
-supervisor or a container watches while the processes that serve come and go. It reaps
-what they leave behind, also as process 1. If the service already runs, APP takes over.
+	name: "supervise", args: "[--socket S] [--timeout D] [--probation D] [--log FILE] -- COMMAND [ARG]...",
+	summary: "stay in the foreground, and follow the service from generation to generation",
+	long: `Supervise starts COMMAND and stays as long as any generation of the service lives: the one
+process that a supervisor or a container watches, while those that serve come and go.
+If the service runs already COMMAND takes over. What the generations leave behind is
+reaped, also as process 1.
 
-SIGHUP starts a successor by the same command line; APP is looked up anew, so that behind a
-symbolic link that was switched the new code runs. One that fails changes nothing. A successor that
-the service starts itself (crossfade upgrade) is followed too. Without a control socket it makes
-one in a directory of its own, and says where.
+SIGHUP starts a successor by the same command line. The program is looked up anew, so
+that the new code runs behind a symbolic link that was switched. If it fails the owner
+goes on. A successor that the service starts itself (crossfade upgrade) is followed too.
 
-SIGTERM, SIGINT and SIGQUIT go to every generation, other signals to the one that owns the
-service. A program that does not use the library gets them all, SIGHUP too.
+SIGTERM, SIGINT and SIGQUIT go to every generation, other signals to the owner. Until
+somebody owns, SIGHUP waits for at most --timeout. A program that has not come to own
+until then does not use the library, as it seems, and gets SIGHUP like any other signal.
 
-It ends when no generation lives any more, with the status of the one that owned last:
-128 and the number of the signal if one has ended it.`,
+It ends with the status of the process that owned last: 128 and the number of the
+signal if one has ended it. The exit codes below are for the other cases. Without
+--socket and CROSSFADE_SOCKET it makes a socket in a directory of its own.`,
 	example: `crossfade supervise --socket /run/app/control.sock -- /opt/app/current/app --listen :8080
-kill -HUP PID    # the pid of crossfade supervise: replace the service`,
+kill -HUP PID    # of crossfade supervise: start a successor`,
 	codes: []code{codeDone, codeFailed, codeNobody},
 	local: true, operands: true, // a socket is made if none is given
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
 		var o superviseOptions
 		flags.StringVar(&o.socket, "socket", "", "the `path` of the service's control socket; default: CROSSFADE_SOCKET, or one of its own")
 		o.timeout = timeout(flags, time.Minute, "how long a successor may take until it owns the service")
-		flags.Func("probation", "the `duration` for which a predecessor can come back; default: as the service is configured", func(text string) error {
+		flags.Func("probation", "how `long` a predecessor stands by to resume; default: as the service is configured", func(text string) error {
 			d, err := time.ParseDuration(text)
 			if err != nil || d < 0 {
 				return errors.New("a duration is written like 90s or 1m30s")
@@ -43,10 +45,10 @@ kill -HUP PID    # the pid of crossfade supervise: replace the service`,
 			o.probation = &d
 			return nil
 		})
-		flags.StringVar(&o.log, "log", "", "append the service's output to this `file`, which each generation opens anew; default: that of this command")
+		flags.StringVar(&o.log, "log", "", "the `file` that the output of the service is appended to; each start opens it anew; default: the output of this command")
 		return func(ctx context.Context, in *invocation) result {
 			if len(in.args) == 0 {
-				return usage("supervise: what is to be started? give -- and a command line")
+				return usage("supervise: what is to be started? give it after --")
 			}
 			if o.socket != "" {
 				in.socket = o.socket

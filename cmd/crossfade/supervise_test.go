@@ -55,6 +55,7 @@ type conduct struct {
 	probation time.Duration
 	exit      int    // it exits with this status between New and Ready, if not -1
 	crash     int    // it exits with this status right after Ready, if not -1
+	settled   bool   // or once it is settled
 	hang      bool   // between New and Ready, and SIGTERM does not end it
 	hold      string // a file whose end it waits for between New and Ready: a FIFO
 	deaf      bool   // before New, which it never calls
@@ -70,6 +71,7 @@ func readConduct(path string) conduct {
 	flags.DurationVar(&c.probation, "probation", 0, "")
 	flags.IntVar(&c.exit, "exit", -1, "")
 	flags.IntVar(&c.crash, "crash", -1, "")
+	flags.BoolVar(&c.settled, "settled", false, "")
 	flags.BoolVar(&c.hang, "hang", false, "")
 	flags.StringVar(&c.hold, "hold", "", "")
 	flags.BoolVar(&c.deaf, "deaf", false, "")
@@ -134,6 +136,9 @@ func supervisedMain() {
 	}
 	check(upg.Ready(ctx))
 	if c.crash >= 0 {
+		if c.settled {
+			<-upg.Settled()
+		}
 		os.Exit(c.crash)
 	}
 	say("owns generation %d at %s", upg.Status().Process.Generation, ln.Addr())
@@ -760,7 +765,7 @@ func TestSuperviseExitsAsTheOwner(t *testing.T) {
 	t.Run("before anybody has seen it", func(t *testing.T) {
 		s := newSupervision(t).start()
 		first, _ := s.owned(1)
-		s.behave("-crash=8")
+		s.behave("-crash=8", "-settled")
 		s.signal(syscall.SIGHUP)
 		s.await(fmt.Sprintf("pid %d) has ended: exit status 0", first))
 		s.wantExit(8)
@@ -814,6 +819,25 @@ func TestSuperviseStaysWhenThePredecessorResumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.await(fmt.Sprintf("pid %d) has ended: exit status 0", first))
+	s.signal(syscall.SIGTERM)
+	s.wantExit(0)
+}
+
+// One that dies as soon as it owns may never have been seen to.
+func TestSuperviseStaysWhenASuccessorCrashesAtOnce(t *testing.T) {
+	s := newSupervision(t, "--probation", "1h").start()
+	first, address := s.owned(1)
+	for range 3 {
+		s.behave("-crash=8")
+		s.signal(syscall.SIGHUP)
+		s.await("crossfade: ", "exit status 8")
+		if who := tell(t, address, "who"); who != fmt.Sprintf("v1 %d", first) {
+			t.Errorf("served by %q", who)
+		}
+	}
+	s.behave("-version=v2")
+	s.signal(syscall.SIGHUP)
+	s.owned(5)
 	s.signal(syscall.SIGTERM)
 	s.wantExit(0)
 }
@@ -1020,19 +1044,15 @@ func TestSuperviseSaysHowItEnded(t *testing.T) {
 	if err := ctl(t, s.socket, (*crossfade.Controller).Stop); err != nil {
 		t.Fatal(err)
 	}
-	var object struct {
-		OK         bool    `json:"ok"`
-		Code       int     `json:"code"`
-		Reason     string  `json:"reason"`
-		Serving    *string `json:"serving"`
-		ExitStatus int     `json:"exit_status"`
-	}
-	object.ExitStatus = -1
+	var object map[string]any
 	if err := json.Unmarshal([]byte(s.await(`{"`)), &object); err != nil {
 		t.Fatal(err)
 	}
-	if !object.OK || object.Code != 0 || object.Reason == "" || object.Serving != nil || object.ExitStatus != 0 {
-		t.Errorf("%+v", object)
+	compareFields(t, "supervise", object, documented(t, "## The object")["field"], documented(t, "### crossfade supervise")["field"])
+	for field, want := range map[string]any{"ok": true, "code": 0.0, "serving": nil, "exit_status": 0.0} {
+		if object[field] != want {
+			t.Errorf("%s is %v, want %v", field, object[field], want)
+		}
 	}
 	s.wantExit(0)
 	s.never("service ")

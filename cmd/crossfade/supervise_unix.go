@@ -73,6 +73,7 @@ type generation struct {
 	handle   *handle             // of one that was not; nil where there are none
 	outside  bool                // it is no descendant of this process
 	owned    bool                // it has owned
+	gone     time.Time           // when its end was noticed
 	status   *syscall.WaitStatus // how it has ended; nil if that is unknown
 }
 
@@ -366,6 +367,7 @@ const maxEnded = 64
 // gone notes the end of a generation.
 func (s *supervisor) gone(g *generation) {
 	s.remove(g)
+	g.gone = time.Now()
 	s.ended = append(s.ended, g)
 	s.ended = s.ended[max(0, len(s.ended)-maxEnded):]
 	if a := s.attempt; a != nil && a.generation == g {
@@ -416,6 +418,7 @@ func (s *supervisor) see(v *sighting) {
 	}
 	if st != nil {
 		s.noticeOthers(st)
+		s.judgeBy(v)
 	}
 	for _, g := range slices.Clone(s.live) {
 		if g != s.owner && !g.started && (g.outside || g.handle == nil && !isChild(g.pid)) {
@@ -774,27 +777,33 @@ func (s *supervisor) fails(f *crossfade.Failure) {
 	})
 }
 
-// judge finds out what the end of an attempt's process means: it may have put itself into
-// the background, and what it has left behind may own, or be about to.
+// judge finds out what the end of an attempt's process means, if nothing else tells.
 func (s *supervisor) judge(a *attempt) {
 	s.wg.Go(func() {
 		v := spot(s.ctx, s.in.socket)
 		s.post(func() {
 			s.see(v)
-			if s.attempt != a {
-				return
+			if s.attempt == a && v.status == nil {
+				s.failed(a)
 			}
-			if v.status != nil {
-				if under := v.status.Attempt; under != nil && a.is(under.Successor) {
-					return
-				}
-				if f := v.status.LastFailure; f != nil && a.is(f.Successor) && a.reason == "" {
-					a.reason = f.Reason
-				}
-			}
-			s.failed(a)
 		})
 	})
+}
+
+// judgeBy does it by how whoever serves the socket stands. The process may have put
+// itself into the background, and what it has left behind may be about to own.
+func (s *supervisor) judgeBy(v *sighting) {
+	a := s.attempt
+	if a == nil || slices.Contains(s.live, a.generation) || v.at.Before(a.generation.gone) {
+		return
+	}
+	if under := v.status.Attempt; under != nil && a.is(under.Successor) {
+		return
+	}
+	if f := v.status.LastFailure; f != nil && a.is(f.Successor) && a.reason == "" {
+		a.reason = f.Reason
+	}
+	s.failed(a)
 }
 
 // failed ends an attempt whose process has ended.
