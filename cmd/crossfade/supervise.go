@@ -31,7 +31,7 @@ signal if one has ended it. The exit codes below are for the other cases. Withou
 --socket and CROSSFADE_SOCKET it makes a socket in a directory of its own.`,
 	example: `crossfade supervise --socket /run/app/control.sock -- /opt/app/current/app --listen :8080
 kill -HUP PID    # of crossfade supervise: start a successor`,
-	codes: []code{codeDone, codeFailed, codeNobody},
+	codes: []code{codeDone, codeFailed, codeUnknown, codeNobody},
 	local: true, operands: true, // a socket is made if none is given
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
 		var o superviseOptions

@@ -1073,6 +1073,16 @@ func TestSuperviseCannotStart(t *testing.T) {
 	s.start()
 	s.await("crossfade: ", "missing", "no such file or directory")
 	s.wantExit(10)
+	owner := newSupervision(t).start()
+	owner.owned(1)
+	s = newSupervision(t)
+	s.program("/") // which may not be executed
+	s.cmd.Args[3] = owner.socket
+	s.start().wantExit(5)
+	s = newSupervision(t)
+	s.cmd.Args = append(s.cmd.Args[:2:2], s.cmd.Args[4:]...)
+	s.cmd.Env = append(s.cmd.Env, "TMPDIR="+filepath.Join(s.dir, "missing"))
+	s.start().wantExit(10)
 	s = newSupervision(t)
 	s.cmd.Args = s.cmd.Args[:4]
 	s.start()

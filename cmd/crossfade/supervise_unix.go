@@ -96,25 +96,21 @@ func supervise(ctx context.Context, in *invocation, opts superviseOptions) resul
 	defer signal.Stop(children)
 
 	if err := sealDescriptors(); err != nil {
-		return failure(in, fmt.Errorf("the descriptors that this process has inherited: %w", err))
+		return notStarted(in, fmt.Errorf("the descriptors that this process has inherited: %w", err))
 	}
 	if err := adoptOrphans(); err != nil {
 		in.say("only processes started by this one are waited for: %v", err)
 	}
 	remove, err := ownSocket(in)
 	if err != nil {
-		return failure(in, err)
+		return notStarted(in, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	s := &supervisor{in: in, opts: opts, path: programPath(in.args[0]), ctx: ctx, inbox: make(chan func()), hurry: make(chan struct{}, 1)}
 	if err := s.start(); err != nil {
 		cancel()
 		remove()
-		r := failure(in, err)
-		if r.serving == nil {
-			r.code = codeNobody
-		}
-		return r
+		return notStarted(in, err)
 	}
 	s.wg.Go(s.watch)
 	r := s.loop(signals, children)
@@ -125,6 +121,25 @@ func supervise(ctx context.Context, in *invocation, opts superviseOptions) resul
 	s.wg.Wait()
 	if s.owner == nil {
 		remove()
+	}
+	return r
+}
+
+// notStarted is the result if the first process cannot be started because of err.
+func notStarted(in *invocation, err error) result {
+	r := result{code: codeFailed, reason: sentence(err), fields: map[string]any{"exit_status": nil}}
+	if in.socket == "" { // there is none yet
+		r.code = codeNobody
+		return r
+	}
+	serving, lookErr := whoServes(in.socket)
+	switch {
+	case lookErr == nil:
+		r.serving = serving
+	case errors.Is(lookErr, crossfade.ErrNoOwner):
+		r.code = codeNobody
+	default:
+		r.code = codeUnknown
 	}
 	return r
 }
