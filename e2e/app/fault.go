@@ -1,4 +1,4 @@
-//go:build unix
+//go:build linux
 
 package main
 
@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -37,9 +38,9 @@ var actions = map[string]func(context.Context) error{
 	"exit1": func(context.Context) error { return errors.New("failing because of -do exit1") },
 	"fail":  func(context.Context) error { return errors.New("failing because of -do fail") },
 	// As by the kernel, for want of memory.
-	"crash": func(context.Context) error { return errors.Join(sendSelf(syscall.SIGKILL), never()) },
+	"crash": func(context.Context) error { return errors.Join(syscall.Kill(os.Getpid(), syscall.SIGKILL), never()) },
 	// Goes on when somebody sends SIGCONT.
-	"freeze": func(context.Context) error { return sendSelf(syscall.SIGSTOP) },
+	"freeze": func(context.Context) error { return freeze() },
 	// Only SIGKILL ends it.
 	"hang": func(context.Context) error { return never() },
 	// Goes on when somebody sends SIGUSR1; a signal to stop, the end of the attempt and
@@ -78,7 +79,13 @@ func (f faults) at(ctx context.Context, point string) error {
 	return nil
 }
 
-func sendSelf(sig syscall.Signal) error { return syscall.Kill(os.Getpid(), sig) }
+// freeze stops the process. The signal goes to the very thread that runs this: one for
+// the process may reach another thread first, and this one would go on for a while.
+func freeze() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return syscall.Tgkill(os.Getpid(), syscall.Gettid(), syscall.SIGSTOP)
+}
 
 func never() error { select {} }
 

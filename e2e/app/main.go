@@ -1,4 +1,4 @@
-//go:build unix
+//go:build linux
 
 // Command app is the service of the scenarios beside it: an HTTP server that can
 // be replaced while it serves, and that goes wrong where a scenario wishes it to.
