@@ -3,6 +3,8 @@ package main_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -12,6 +14,8 @@ import (
 )
 
 func init() {
+	// It has no stdin that would end it with the test, and ends with process 1.
+	processes["deployed"] = serveConduct
 	processes["supervise as process 1"] = func() {
 		check(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 		check(unix.Mount("proc", "/proc", "proc", 0, ""))
@@ -51,6 +55,37 @@ func TestSuperviseAsProcess1(t *testing.T) {
 	}
 	s.signal(syscall.SIGTERM)
 	s.wantExit(0)
+}
+
+// What a deployer starts in the container is supervised like all others.
+func TestSuperviseAdoptsWhatRunStarts(t *testing.T) {
+	nsenter, err := exec.LookPath("nsenter")
+	if err != nil {
+		t.Skip("the deployer cannot enter the container: ", err)
+	}
+	s := newSupervision(t)
+	s.cmd.Env = append(s.cmd.Env, processEnv+"=supervise as process 1")
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+	s.start() // skips the test where this is not permitted
+	first, _ := s.owned(1)
+	s.behave("-version=v2")
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(s.dir, "log")
+	deploy := command(t, "crossfade", "--target", strconv.Itoa(s.pid), "--pid", "--mount", "--", exe,
+		"run", "--socket", s.socket, "--log", log, "--", "env", processEnv+"=deployed", exe, s.conduct, "127.0.0.1:0")
+	deploy.Path, deploy.Args[0] = nsenter, nsenter
+	if err := deploy.Run(); err != nil {
+		t.Fatal(err)
+	}
+	s.await("crossfade: generation 2 (version v2", "owns the service")
+	s.await(fmt.Sprintf("pid %d) has ended: exit status 0", first))
+	s.signal(syscall.SIGTERM)
+	s.await("crossfade: generation 2 ", "has ended: exit status 0")
+	s.wantExit(0)
+	s.never("does not descend")
 }
 
 // childrenOf lists the children of a process, zombies included.

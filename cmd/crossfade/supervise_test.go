@@ -93,9 +93,13 @@ func endWithTest() {
 	}()
 }
 
-// supervisedMain is a service: who connects says one word, and gets one line.
 func supervisedMain() {
 	endWithTest()
+	serveConduct()
+}
+
+// serveConduct is a service: who connects says one word, and gets one line.
+func serveConduct() {
 	exe, err := os.Executable()
 	check(err)
 	say("started as %s, inherited %v, instance %q", exe, inheritedFiles(), os.Getenv("CROSSFADE_INSTANCE"))
