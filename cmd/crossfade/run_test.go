@@ -4,6 +4,7 @@ package main_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/crossfade-go/crossfade"
 )
@@ -453,7 +455,10 @@ func TestRunDescriptors(t *testing.T) {
 	}
 	o := d.wait()
 	s.wantExit(o, 0)
-	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+	if err := r.SetReadDeadline(time.Now().Add(generous)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the service has kept what its starter had open: %v", err)
 	}
 	log := s.log(o.Log)
