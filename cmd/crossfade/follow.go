@@ -120,14 +120,14 @@ func followOwner(ctx context.Context, socket string, sights chan<- sight) error 
 		if unseen.State.Owns() { // else the event says it all, and who answers may be the next one
 			s = look(ctx, socket)
 		}
-		switch {
-		case s.err != nil && impatient(s.err):
-			again = time.After(lookPause) // it is slow, and tells of no change a second time
-			fallthrough
-		case s.status == nil, s.status.Process.Instance != unseen.Process.Instance:
-			// Another one answers already, or nobody: that is for the time when
-			// this one has told its end.
+		if s.status == nil || s.status.Process.Instance != unseen.Process.Instance {
+			// Nobody answers, or another one: the next one already, which is for the
+			// time when this one has told its end, or the last one still. This one may
+			// have no change to tell a second time.
 			s.status, s.err = nil, nil
+			if unseen.State.Owns() {
+				again = time.After(lookPause)
+			}
 		}
 		if s.event = event; s.event == nil && s.status == nil {
 			continue
