@@ -40,9 +40,9 @@ type (
 //
 // Errors of all methods: ErrNoOwner if nobody owns the socket; ErrOwnerUnknown if
 // that cannot be told; [os.ErrPermission] or ErrDenied without the right to ask;
-// ErrLost if the owner ends meanwhile; ErrUnimplemented if it is too old for the
-// request; ErrMoved if it is another process by now each time it is asked; the cause
-// of ctx. Those that command return an [*OutcomeError] for what was not done, or
+// ErrLost if the owner ends meanwhile, or never answers but closes; ErrUnimplemented
+// if it is too old for the request; ErrMoved if it is another process by now each time
+// it is asked; the cause of ctx. Those that command return an [*OutcomeError] for what was not done, or
 // ErrWrongState, or ErrNotAllowed.
 type Controller struct{ place rendezvous.Place }
 
@@ -196,7 +196,8 @@ func (c *Controller) reach(ctx context.Context) (*scm.Conn, error) {
 	return rendezvous.Reach(ctx, c.place)
 }
 
-// ask makes one request, again if another process has become the owner meanwhile.
+// ask makes one request, again if it has met a process that is not the owner any
+// more, or is just leaving.
 func ask[T any](ctx context.Context, c *Controller, name string, request func(context.Context, *scm.Conn) (T, error)) (T, error) {
 	for pause := time.Duration(0); ; pause = min(max(2*pause, time.Millisecond), maxJoinPause) {
 		var answer T
@@ -207,7 +208,8 @@ func ask[T any](ctx context.Context, c *Controller, name string, request func(co
 		if err == nil {
 			return answer, nil
 		}
-		if !errors.Is(err, ErrMoved) || !sleep(ctx, pause) {
+		again := errors.Is(err, ErrMoved) || errors.Is(err, handoff.ErrUnanswered)
+		if !again || !sleep(ctx, pause) {
 			return answer, fmt.Errorf("crossfade: %s: %w", name, err)
 		}
 	}

@@ -167,6 +167,40 @@ func TestStatusOfAController(t *testing.T) {
 	}
 }
 
+// A process that has accepted a connection and leaves closes it unread: the next may
+// be another's.
+func TestAControllerThatIsNotAnswered(t *testing.T) {
+	path := newDesk(t).path("control")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := crossfade.Dial(inTime(t), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaving := make(chan error, 1)
+	go func() {
+		for range 4 { // the first is Dial's
+			conn, err := l.Accept()
+			if err == nil {
+				err = conn.Close()
+			}
+			if err != nil {
+				leaving <- err
+				return
+			}
+		}
+		leaving <- l.Close() // which unlinks the path
+	}()
+	if s, err := c.Status(inTime(t)); !errors.Is(err, crossfade.ErrNoOwner) {
+		t.Errorf("%v, %v", s, err)
+	}
+	if err := <-leaving; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFrozenOwner(t *testing.T) {
 	_, spec, owner, _ := startOwner(t)
 	c := controller(t, spec)

@@ -1371,7 +1371,8 @@ func TestCommandAgainstWrongAnswers(t *testing.T) {
 		target error
 		says   string
 	}{
-		{"nothing", nil, handoff.ErrLost, ""},
+		{"nothing", nil, handoff.ErrUnanswered, "no answer: the other side is gone"},
+		{"Welcome alone", []proto.Message{welcome(0)}, handoff.ErrLost, ""},
 		{"an empty response", []proto.Message{welcome(0), response(&pb.ControlResponse{})}, handoff.ErrProtocol, "instead of Outcome"},
 		{"a status", []proto.Message{welcome(0), &pb.ControlResponse{Response: &pb.ControlResponse_Status{Status: &pb.StatusReply{}}}}, handoff.ErrProtocol, "StatusReply"},
 		{"another message", []proto.Message{welcome(0), &pb.Retired{}}, handoff.ErrProtocol, "Retired"},
@@ -1394,6 +1395,9 @@ func TestCommandAgainstWrongAnswers(t *testing.T) {
 			server.say(tt.said...)
 			server.close()
 			_, err := handoff.CommandOn(t.Context(), p.client, settleRequest)
+			if errors.Is(err, handoff.ErrUnanswered) != (len(tt.said) == 0) {
+				t.Errorf("%v says whether the request was read", err)
+			}
 			var targets []error
 			if tt.target != nil {
 				targets = is(tt.target)

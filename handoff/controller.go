@@ -16,7 +16,8 @@ import (
 // This file is the controller's side: one function for each request. Each takes
 // ownership of conn, a fresh connection to a control socket, asks once, and closes
 // it. The wait is bounded by ctx alone. Errors of all of them: [*RefusedError],
-// ErrLost, the cause of ctx, ErrProtocol, ErrUnimplemented, ErrMoved,
+// ErrUnanswered if the server has closed before it has read the request, ErrLost if
+// it has closed later, the cause of ctx, ErrProtocol, ErrUnimplemented, ErrMoved,
 // ErrWrongState, ErrNotAllowed, or one that has the server's reason alone.
 
 // Outcome is what became of a request that was fulfilled.
@@ -236,6 +237,9 @@ func request(ctx context.Context, conn frames, r *pb.ControlRequest, take func(*
 	_ = l.send(&pb.ClientMessage{Message: &pb.ClientMessage_Hello{Hello: hello}})
 	_ = l.send(&pb.ClientMessage{Message: &pb.ClientMessage_Control{Control: r}})
 	m, err := controllerNext(ctx, l)
+	if lost(err) {
+		return fmt.Errorf("%w: %w", ErrUnanswered, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -69,6 +69,9 @@ var (
 	// ErrNotAllowed: the owner's configuration or its system does not allow the
 	// request.
 	ErrNotAllowed = errors.New("not allowed")
+	// ErrUnanswered: the server has closed before it has read a controller's
+	// request, as one that is just leaving does, or has too much to do: dial again.
+	ErrUnanswered = errors.New("no answer")
 	// ErrAskAgain: what the attempt was refused for has passed: dial again.
 	ErrAskAgain = errors.New("the reason for the refusal has passed")
 )
