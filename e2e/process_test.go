@@ -126,6 +126,7 @@ func (p *process) expect(ts *testscript.TestScript, status string) {
 	ts.Check(err)
 	_, err = io.WriteString(ts.Stderr(), ts.ReadFile(p.stderr))
 	ts.Check(err)
+	checkObject(ts, p.cmd.Args, ts.ReadFile(p.stdout))
 	if got := p.status(); !slices.Contains(strings.Split(status, "|"), got) {
 		ts.Fatalf("the exit status of %q is %s instead of %s", p.cmd.Args, got, status)
 	}
