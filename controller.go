@@ -44,17 +44,28 @@ type (
 // if it is too old for the request; ErrMoved if it is another process by now each time
 // it is asked; the cause of ctx. Those that command return an [*OutcomeError] for what was not done, or
 // ErrWrongState, or ErrNotAllowed.
-type Controller struct{ place rendezvous.Place }
+type Controller struct {
+	place    rendezvous.Place
+	instance string // whom commands are for, empty for whoever owns
+}
 
 // Dial returns the controller of a control socket, which somebody owns: otherwise
 // the error is one of those of [Controller].
 func Dial(ctx context.Context, socket string) (*Controller, error) {
-	c := &Controller{rendezvous.Place{Path: socket}}
+	c := &Controller{place: rendezvous.Place{Path: socket}}
 	conn, err := c.reach(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("crossfade: %w", err)
 	}
 	return c, conn.Close()
+}
+
+// For returns a controller of the same socket whose Upgrade, Settle, Rollback, EndDrain
+// and Stop are for that instance alone: the error matches ErrWrongState if another owns.
+// So a deployer decides about what it has deployed, and not about what somebody else
+// has deployed meanwhile. What only asks, and Cancel, are as before.
+func (c *Controller) For(instance string) *Controller {
+	return &Controller{place: c.place, instance: instance}
 }
 
 // Status returns how the owner stands. Before it has said that it stands by, the
@@ -96,7 +107,7 @@ func (c *Controller) Upgrade(ctx context.Context, opts *UpgradeOptions) (*Outcom
 		opts = new(UpgradeOptions)
 	}
 	return ask(ctx, c, "upgrade", func(ctx context.Context, conn *scm.Conn) (*Outcome, error) {
-		out, err := handoff.RequestUpgrade(ctx, conn, opts.Timeout, opts.WaitSettled)
+		out, err := handoff.RequestUpgrade(ctx, conn, c.instance, opts.Timeout, opts.WaitSettled)
 		return out, outcome(ctx, err)
 	})
 }
@@ -134,7 +145,7 @@ func (c *Controller) Cancel(ctx context.Context, opts *CancelOptions) (*Outcome,
 // cannot come back, at once if it cannot anyway.
 func (c *Controller) Settle(ctx context.Context) (*Outcome, error) {
 	return ask(ctx, c, "settle", func(ctx context.Context, conn *scm.Conn) (*Outcome, error) {
-		out, err := handoff.RequestSettle(ctx, conn)
+		out, err := handoff.RequestSettle(ctx, conn, c.instance)
 		return out, outcome(ctx, err)
 	})
 }
@@ -143,7 +154,7 @@ func (c *Controller) Settle(ctx context.Context) (*Outcome, error) {
 // predecessor owns. The error matches ErrSettled if it is too late for that.
 func (c *Controller) Rollback(ctx context.Context, reason string) (*Outcome, error) {
 	return ask(ctx, c, "rollback", func(ctx context.Context, conn *scm.Conn) (*Outcome, error) {
-		out, err := handoff.RequestRollback(ctx, conn, reason)
+		out, err := handoff.RequestRollback(ctx, conn, c.instance, reason)
 		return out, outcome(ctx, err)
 	})
 }
@@ -153,7 +164,7 @@ func (c *Controller) Rollback(ctx context.Context, reason string) (*Outcome, err
 // if the owner cannot reach it, and says why.
 func (c *Controller) EndDrain(ctx context.Context, generation uint64) (*Outcome, error) {
 	return ask(ctx, c, "drain", func(ctx context.Context, conn *scm.Conn) (*Outcome, error) {
-		out, err := handoff.RequestEndDrain(ctx, conn, generation)
+		out, err := handoff.RequestEndDrain(ctx, conn, c.instance, generation)
 		return out, outcome(ctx, err)
 	})
 }
@@ -162,7 +173,7 @@ func (c *Controller) EndDrain(ctx context.Context, generation uint64) (*Outcome,
 // settles first. It returns when the owner is about to stop.
 func (c *Controller) Stop(ctx context.Context, reason string) (*Outcome, error) {
 	return ask(ctx, c, "stop", func(ctx context.Context, conn *scm.Conn) (*Outcome, error) {
-		out, err := handoff.RequestStop(ctx, conn, reason)
+		out, err := handoff.RequestStop(ctx, conn, c.instance, reason)
 		return out, outcome(ctx, err)
 	})
 }

@@ -516,6 +516,17 @@ func TestControllerOfAProbation(t *testing.T) {
 		d, spec, owner, _ := onProbation(t, long)
 		next := begin(d, spec, owner)
 		c := controller(t, spec)
+		for name, command := range map[string]func(*crossfade.Controller) (*crossfade.Outcome, error){
+			"upgrade":  func(c *crossfade.Controller) (*crossfade.Outcome, error) { return c.Upgrade(inTime(t), nil) },
+			"settle":   func(c *crossfade.Controller) (*crossfade.Outcome, error) { return c.Settle(inTime(t)) },
+			"rollback": func(c *crossfade.Controller) (*crossfade.Outcome, error) { return c.Rollback(inTime(t), "") },
+			"drain":    func(c *crossfade.Controller) (*crossfade.Outcome, error) { return c.EndDrain(inTime(t), 1) },
+			"stop":     func(c *crossfade.Controller) (*crossfade.Outcome, error) { return c.Stop(inTime(t), "") },
+		} {
+			if out, err := command(c.For("somebody else")); !errors.Is(err, crossfade.ErrWrongState) {
+				t.Errorf("%s for another instance: %v, %v", name, out, err)
+			}
+		}
 		for range 2 {
 			wantOutcome(t, <-later(func() (*crossfade.Outcome, error) { return c.Settle(inTime(t)) }), next, "settled")
 		}

@@ -62,7 +62,10 @@ func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.Cont
 	defer s.owe()()
 	ctx, cancel := attended(l)
 	defer cancel()
-	text, who, err := do(ctx)
+	text, who, err := "", (*Process)(nil), s.checkMeant(r)
+	if err == nil {
+		text, who, err = do(ctx)
+	}
 	if log := s.log.With("request", name, "peer", peerName(peer)); err != nil {
 		log.Info("a controller's request was not fulfilled", "err", err)
 	} else {
@@ -121,6 +124,19 @@ func (s *Server) asOwner(do func(context.Context) (string, error)) func(context.
 		text, err := do(ctx)
 		return text, nil, err
 	}
+}
+
+// checkMeant returns ErrWrongState if the request is for another owner, and ErrMoved if
+// that cannot be said here.
+func (s *Server) checkMeant(r *pb.ControlRequest) error {
+	self := s.process()
+	if r.GetInstance() == "" || r.GetInstance() == self.Instance || r.GetCancel() != nil {
+		return nil
+	}
+	if err := s.checkOwner(); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: the owner is %v, and not instance %q", ErrWrongState, self, printable(r.GetInstance()))
 }
 
 // checkOwner returns ErrMoved in a process that does not own, nor is about to.

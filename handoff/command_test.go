@@ -1126,6 +1126,34 @@ func TestRehearsal(t *testing.T) {
 	})
 }
 
+// A command may be for one instance alone.
+func TestCommandForAnInstance(t *testing.T) {
+	for _, r := range []*pb.ControlRequest{upgradeRequest, settleRequest, rollbackRequest, endDrainRequest, stopRequest} {
+		name := fmt.Sprintf("%T", r.GetRequest())
+		meant := func(instance string) *pb.ControlRequest {
+			c := proto.CloneOf(r)
+			c.Instance = instance
+			return c
+		}
+		bubble(t, name+" for the owner", func(t *testing.T) {
+			o, _ := commanded(t)
+			mustBeOutcome(t, o.controller(meant("v1")).answer(), 0, "")
+		})
+		bubble(t, name+" for another", func(t *testing.T) {
+			o, did := commanded(t)
+			mustBeError(t, o.controller(meant("v\x1b0")).answer(), pb.ErrorCode_ERROR_CODE_WRONG_STATE,
+				`the owner is instance "v1", generation 1, pid 11, and not instance "v?0"`)
+			mustHaveCalled(t, &did.calls, "")
+		})
+		bubble(t, name+" for another, where nobody can say who owns", func(t *testing.T) {
+			o, did := commanded(t)
+			o.server.Yield()
+			mustBeError(t, o.controller(meant("v0")).answer(), pb.ErrorCode_ERROR_CODE_MOVED, "yielding")
+			mustHaveCalled(t, &did.calls, "")
+		})
+	}
+}
+
 func TestEndDrainOfAGeneration(t *testing.T) {
 	for _, generation := range []uint64{0, 2, 99} {
 		bubble(t, fmt.Sprintf("that has not owned, %d", generation), func(t *testing.T) {

@@ -136,13 +136,15 @@ func watch(ctx context.Context, conn frames, each func(Event) error) error {
 // RequestUpgrade has the owner start its own successor, and returns when that one
 // owns; with settled, when the predecessor has retired. timeout bounds the attempt,
 // 0 for the owner's own limits. The end of ctx before Commit cancels the attempt;
-// how it ends then is not known here.
-func RequestUpgrade(ctx context.Context, conn *scm.Conn, timeout time.Duration, settled bool) (*Outcome, error) {
+// how it ends then is not known here. Like all that follow but RequestCancel it is for
+// the owner of that instance alone: the error matches ErrWrongState if another owns.
+// An empty instance stands for whoever does.
+func RequestUpgrade(ctx context.Context, conn *scm.Conn, instance string, timeout time.Duration, settled bool) (*Outcome, error) {
 	r := &pb.UpgradeRequest{WaitSettled: settled}
 	if timeout > 0 {
 		r.Timeout = durationpb.New(timeout)
 	}
-	return command(ctx, conn, &pb.ControlRequest{Request: &pb.ControlRequest_Upgrade{Upgrade: r}})
+	return command(ctx, conn, &pb.ControlRequest{Instance: instance, Request: &pb.ControlRequest_Upgrade{Upgrade: r}})
 }
 
 // RequestCancel has the owner give up the attempt under way, with reason for the
@@ -156,29 +158,29 @@ func RequestCancel(ctx context.Context, conn *scm.Conn, instance, reason string,
 
 // RequestSettle has the owner settle its probation, and returns when the predecessor
 // has retired.
-func RequestSettle(ctx context.Context, conn *scm.Conn) (*Outcome, error) {
-	return command(ctx, conn, &pb.ControlRequest{Request: &pb.ControlRequest_Settle{Settle: &pb.SettleRequest{}}})
+func RequestSettle(ctx context.Context, conn *scm.Conn, instance string) (*Outcome, error) {
+	return command(ctx, conn, &pb.ControlRequest{Instance: instance, Request: &pb.ControlRequest_Settle{Settle: &pb.SettleRequest{}}})
 }
 
 // RequestRollback has the owner give the service back, and returns when the
 // predecessor owns. The error matches ErrSettled if it is too late.
-func RequestRollback(ctx context.Context, conn *scm.Conn, reason string) (*Outcome, error) {
+func RequestRollback(ctx context.Context, conn *scm.Conn, instance, reason string) (*Outcome, error) {
 	r := &pb.RollbackRequest{Reason: oneLine(reason)}
-	return command(ctx, conn, &pb.ControlRequest{Request: &pb.ControlRequest_Rollback{Rollback: r}})
+	return command(ctx, conn, &pb.ControlRequest{Instance: instance, Request: &pb.ControlRequest_Rollback{Rollback: r}})
 }
 
 // RequestEndDrain has the owner ask an older generation to end its drain now. It
 // returns when that one has been asked, or has gone.
-func RequestEndDrain(ctx context.Context, conn *scm.Conn, generation uint64) (*Outcome, error) {
+func RequestEndDrain(ctx context.Context, conn *scm.Conn, instance string, generation uint64) (*Outcome, error) {
 	r := &pb.EndDrainRequest{Generation: generation}
-	return command(ctx, conn, &pb.ControlRequest{Request: &pb.ControlRequest_EndDrain{EndDrain: r}})
+	return command(ctx, conn, &pb.ControlRequest{Instance: instance, Request: &pb.ControlRequest_EndDrain{EndDrain: r}})
 }
 
 // RequestStop has the owner settle, if it is on probation, and then stop for good.
 // It returns when it has settled and is about to stop.
-func RequestStop(ctx context.Context, conn *scm.Conn, reason string) (*Outcome, error) {
+func RequestStop(ctx context.Context, conn *scm.Conn, instance, reason string) (*Outcome, error) {
 	r := &pb.StopRequest{Reason: oneLine(reason)}
-	return command(ctx, conn, &pb.ControlRequest{Request: &pb.ControlRequest_Stop{Stop: r}})
+	return command(ctx, conn, &pb.ControlRequest{Instance: instance, Request: &pb.ControlRequest_Stop{Stop: r}})
 }
 
 // RequestCheck asks the owner what who would meet as a successor. Nothing begins.

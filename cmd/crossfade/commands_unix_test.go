@@ -32,7 +32,7 @@ func TestNobody(t *testing.T) {
 		{3, []string{"drain", "--now", "1", "--wait"}},
 		{3, []string{"stop"}},
 		{0, []string{"stop", "--if-running"}},
-		{6, []string{"wait", "--timeout", "1ms"}},
+		{6, []string{"wait", "--timeout", "1s"}}, // so that it has looked, on a busy machine too
 	} {
 		r := s.ask(test.code, test.line[0], test.line[1:]...)
 		r.wantServing(s, "")

@@ -447,7 +447,7 @@ func (d *deployment) settle() result {
 	}
 	var serving *crossfade.Process
 	err := d.tell(changeLimit, func(ctx context.Context, c *crossfade.Controller) error {
-		out, err := c.Settle(ctx)
+		out, err := c.For(d.opts.instance).Settle(ctx)
 		if err == nil {
 			serving = out.Serving
 		}
@@ -482,7 +482,7 @@ func (d *deployment) rollback(why string) result {
 		return d.fellBack(why)
 	}
 	err := d.tell(answerTimeout, func(ctx context.Context, c *crossfade.Controller) error {
-		_, err := c.Rollback(ctx, why)
+		_, err := c.For(d.opts.instance).Rollback(ctx, why)
 		return err
 	})
 	if err == nil {

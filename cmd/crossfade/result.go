@@ -178,6 +178,7 @@ func codeOf(err error) code {
 		{crossfade.ErrStopping, codeBusy},
 		{crossfade.ErrOutcomeUnknown, codeUnknown},
 		{crossfade.ErrOwnerUnknown, codeUnknown},
+		{crossfade.ErrWrongState, codeRefused},
 		{crossfade.ErrPolicy, codeRefused},
 		{crossfade.ErrIncompatible, codeRefused},
 		{crossfade.ErrUnimplemented, codeRefused},

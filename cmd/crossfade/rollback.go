@@ -14,11 +14,12 @@ import (
 // This file gives the service back to the predecessor.
 
 var rollbackCommand = &command{
-	name: "rollback", args: "[--kill] [--reason R] [--timeout D]",
+	name: "rollback", args: "[--instance I | --kill] [--reason R] [--timeout D]",
 	summary: "have an owner on probation give the service back",
 	long: `The owner on probation gives the service back, and the command returns when its predecessor
 owns again. Without a predecessor that could, it is too late: code 8, and nothing changes.
-If the owner tries and cannot let go it goes on: code 11.
+If the owner tries and cannot let go it goes on: code 11. With --instance nothing is done if
+another instance owns: code 8, too.
 
 With --kill an owner that does not answer anything within the timeout is ended: then its
 predecessor, if one stands by, owns at once. First the command says whom it ends, as the
@@ -29,11 +30,15 @@ that a successor is frozen before it owns, see crossfade cancel --kill.`,
 	example: "crossfade rollback --socket /run/app/control.sock --reason 'error rate' --kill",
 	codes:   []code{codeDone, codeNoOwner, codeDenied, codeRefused, codeUnknown, codeNobody, codeUnhealthy},
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
+		instance := forInstance(flags)
 		kill := flags.Bool("kill", false, "end an owner that does not answer")
 		reason := flags.String("reason", "asked for by crossfade rollback", "the `reason`, for the logs of both")
 		limit := timeout(flags, 10*time.Second, "how long to wait for the owner; after --kill, as long again for the predecessor")
 		return func(ctx context.Context, in *invocation) result {
-			r := rollback(ctx, in, *reason, *kill, limit)
+			if *kill && *instance != "" {
+				return usage("rollback: an owner that does not answer cannot say which instance it is: give --instance or --kill")
+			}
+			r := rollback(ctx, in, *instance, *reason, *kill, limit)
 			if _, ok := r.fields["killed"]; !ok {
 				r.fields = object{"killed": nil}
 			}
@@ -42,7 +47,7 @@ that a successor is frozen before it owns, see crossfade cancel --kill.`,
 	},
 }
 
-func rollback(ctx context.Context, in *invocation, reason string, kill bool, limit *patience) result {
+func rollback(ctx context.Context, in *invocation, instance, reason string, kill bool, limit *patience) result {
 	began := time.Now()
 	limited, cancel := limit.context(ctx)
 	defer cancel()
@@ -50,7 +55,7 @@ func rollback(ctx context.Context, in *invocation, reason string, kill bool, lim
 	if err != nil {
 		return failure(in, err)
 	}
-	out, err := c.Rollback(limited, reason)
+	out, err := c.For(instance).Rollback(limited, reason)
 	switch {
 	case err == nil:
 		r := result{reason: out.Text, serving: out.Serving}

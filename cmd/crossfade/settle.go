@@ -11,20 +11,29 @@ import (
 // This file has the requests that the owner fulfils and answers, and nothing else.
 
 var settleCommand = &command{
-	name: "settle", args: "[--timeout D]",
+	name: "settle", args: "[--instance I] [--timeout D]",
 	summary: "end the probation of the new owner: it stays",
 	long: `It tells the owner to stay, and returns when its predecessor cannot come back. Without a
-probation there is nothing to do, and that is a success.`,
+probation there is nothing to do, and that is a success. With --instance nothing is done if
+another instance owns: code 8.`,
 	example: "crossfade settle --socket /run/app/control.sock",
 	codes:   []code{codeDone, codeNoOwner, codeFailed, codeDenied, codeRefused, codeUnknown, codeNobody},
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
+		instance := forInstance(flags)
 		limit := timeout(flags, 10*time.Second, "how long to wait for the owner and its predecessor")
 		return func(ctx context.Context, in *invocation) result {
 			ctx, cancel := limit.context(ctx)
 			defer cancel()
-			return request(ctx, in, (*crossfade.Controller).Settle)
+			return request(ctx, in, func(c *crossfade.Controller, ctx context.Context) (*crossfade.Outcome, error) {
+				return c.For(*instance).Settle(ctx)
+			})
 		}
 	},
+}
+
+// forInstance defines the flag by which a command decides about one deployment alone.
+func forInstance(flags *flag.FlagSet) *string {
+	return flags.String("instance", "", "only if this `instance` owns; default: whoever does")
 }
 
 var cancelCommand = &command{

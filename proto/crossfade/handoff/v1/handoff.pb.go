@@ -3162,7 +3162,10 @@ type ControlRequest struct {
 	//	*ControlRequest_EndDrain
 	//	*ControlRequest_Stop
 	//	*ControlRequest_Check
-	Request       isControlRequest_Request `protobuf_oneof:"request"`
+	Request isControlRequest_Request `protobuf_oneof:"request"`
+	// For commands but cancel: only if this instance owns, so that a deployer decides
+	// about its own deployment and no other; empty: whoever owns.
+	Instance      string `protobuf:"bytes,15,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3283,6 +3286,13 @@ func (x *ControlRequest) GetCheck() *CheckRequest {
 		}
 	}
 	return nil
+}
+
+func (x *ControlRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
 }
 
 type isControlRequest_Request interface {
@@ -4869,7 +4879,7 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12%\n" +
 	"\vconnections\x18\x04 \x01(\x04H\x00R\vconnections\x88\x01\x01\x127\n" +
 	"\tremaining\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tremainingB\x0e\n" +
-	"\f_connections\"\xd6\x04\n" +
+	"\f_connections\"\xf2\x04\n" +
 	"\x0eControlRequest\x12=\n" +
 	"\x06status\x18\x01 \x01(\v2#.crossfade.handoff.v1.StatusRequestH\x00R\x06status\x12:\n" +
 	"\x05watch\x18\x02 \x01(\v2\".crossfade.handoff.v1.WatchRequestH\x00R\x05watch\x12@\n" +
@@ -4879,7 +4889,8 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\brollback\x18\x06 \x01(\v2%.crossfade.handoff.v1.RollbackRequestH\x00R\brollback\x12D\n" +
 	"\tend_drain\x18\a \x01(\v2%.crossfade.handoff.v1.EndDrainRequestH\x00R\bendDrain\x127\n" +
 	"\x04stop\x18\b \x01(\v2!.crossfade.handoff.v1.StopRequestH\x00R\x04stop\x12:\n" +
-	"\x05check\x18\t \x01(\v2\".crossfade.handoff.v1.CheckRequestH\x00R\x05checkB\t\n" +
+	"\x05check\x18\t \x01(\v2\".crossfade.handoff.v1.CheckRequestH\x00R\x05check\x12\x1a\n" +
+	"\binstance\x18\x0f \x01(\tR\binstanceB\t\n" +
 	"\arequest\"\x0f\n" +
 	"\rStatusRequest\"\x0e\n" +
 	"\fWatchRequest\"h\n" +
