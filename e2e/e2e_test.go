@@ -1,8 +1,5 @@
 //go:build linux
 
-// Package e2e_test runs the scenarios in testdata/script: what an operator does with
-// the deploy tool, and what comes of it, with real processes. A scenario is a script
-// of package testscript, with the commands of [commands] besides.
 package e2e_test
 
 import (
@@ -74,6 +71,8 @@ func beParallel() error {
 	return flag.Set("test.parallel", "6")
 }
 
+// TestScripts runs the scenarios. Each is a script of package testscript, with the
+// commands of [commands] besides.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
