@@ -106,8 +106,8 @@ func failure(in *invocation, err error) result {
 	if refused := new(crossfade.RefusedError); errors.As(err, &refused) {
 		r.who = refused.Who
 	}
-	if r.serving != nil || r.code == codeNoOwner || r.code == codeDenied {
-		return r
+	if r.serving != nil || r.code == codeNoOwner || r.code == codeDenied && !errors.Is(err, crossfade.ErrNotAllowed) {
+		return r // there is nobody to ask, or no permission to
 	}
 	serving, lookErr := whoServes(in.socket)
 	switch {
