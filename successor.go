@@ -272,6 +272,10 @@ func (r receiver) Draining(connections int, deadline time.Time) {
 	r.u.older.Told(connections, deadline)
 }
 
+func (r receiver) Connection(c *handoff.Connection) (deliver func(), err error) {
+	return r.u.handed.receive(c)
+}
+
 func (r receiver) Gone() {
 	r.u.older.Left()
 	r.u.markGone()

@@ -46,6 +46,7 @@ type Upgrader struct {
 	log       *slog.Logger
 	env       environment
 	fds       *Fds
+	handed    handedOver
 	older     *generations.List
 	server    *handoff.Server
 	exclusive *exclusive.Resource

@@ -30,6 +30,12 @@ func (t *Taking) ownership() {
 	defer t.overdue.Stop()
 	for {
 		m, fds, err := t.next(context.Background())
+		if err == nil && m.GetConnection() != nil && t.passes && isClosed(t.settled) {
+			if err = t.connection(m.GetConnection(), fds); err == nil {
+				continue
+			}
+			fds = nil
+		}
 		closeAll(fds)
 		if err == nil && m.GetProbationOver() != nil {
 			err = t.probationOver()

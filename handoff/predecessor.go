@@ -99,8 +99,10 @@ type predecessor struct {
 	pages      uint32    // sent
 	acked      uint32    // acknowledged
 	unclaimed  []uint64
-	committed  bool   // from before Commit is written; of the machine's goroutine, as is ended
-	ended      bool   // it has failed before Commit, and nothing can change that
+	committed  bool // from before Commit is written; of the machine's goroutine, as is ended
+	ended      bool // it has failed before Commit, and nothing can change that
+	passes     bool // the successor takes connections
+	transfers  *transfers
 	brokeAt    string // the step at which the connection broke after Commit
 	chatter    allowance
 
@@ -156,8 +158,10 @@ func (p *predecessor) offer() error {
 	if total > MaxDescriptors {
 		return fmt.Errorf("%w: %d descriptors are to be handed over, the protocol carries %d", ErrLimit, total, MaxDescriptors)
 	}
+	features := agreed(p.who.Features)
+	p.passes = len(features) > 0
 	err = p.write(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: &pb.Welcome{
-		Version: Version, Predecessor: processToWire(p.server.process()), Generation: p.generation,
+		Version: Version, Features: features, Predecessor: processToWire(p.server.process()), Generation: p.generation,
 		Total:           uint32(total),
 		Pending:         uint32(offer.Pending),
 		ReadyTimeout:    durationpb.New(limits.Ready),

@@ -445,11 +445,12 @@ func (s *Server) begin(l *link, who Candidate) (*predecessor, *pb.Refuse) {
 	now := time.Now()
 	p := &predecessor{
 		server: s, link: l, who: who, generation: s.last, began: now, step: stepHello,
-		fate:     make(chan error, 1),
-		owned:    make(chan struct{}),
-		decided:  make(chan struct{}),
-		aborted:  make(chan struct{}),
-		released: make(chan struct{}),
+		transfers: newTransfers(),
+		fate:      make(chan error, 1),
+		owned:     make(chan struct{}),
+		decided:   make(chan struct{}),
+		aborted:   make(chan struct{}),
+		released:  make(chan struct{}),
 	}
 	p.who.Generation = s.last
 	s.attempt = p

@@ -123,6 +123,7 @@ func (p *predecessor) retire() {
 func (p *predecessor) drain() {
 	p.enter(stepDrain, time.Time{})
 	defer p.server.forget(p)
+	defer p.transfers.gone() // the successor has closed its end
 	for {
 		m, err := p.next(context.Background())
 		switch {
@@ -133,11 +134,16 @@ func (p *predecessor) drain() {
 		case err == nil && m.GetEndDrain() != nil:
 			p.server.service.EndDrain()
 			continue
+		case err == nil && m.GetConnectionAck() != nil && p.passes:
+			if err = p.transfers.acknowledged(m.GetConnectionAck()); err == nil {
+				continue
+			}
 		case err == nil:
 			err = unexpected(m, stepDrain)
 		}
 		p.server.log.Warn("the successor sent what it must not send now", "successor", p.who.Process, "err", err)
 		p.server.forget(p)
+		p.transfers.end(err)
 		_ = p.link.deaf() // only its end is left to wait for
 		return
 	}

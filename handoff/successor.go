@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -57,6 +58,11 @@ type Receiver interface {
 	// it still has, -1 if it does not say, and by when it will be gone: the zero
 	// time if it does not say.
 	Draining(connections int, deadline time.Time)
+	// Connection is called when the retired predecessor passes a connection. It
+	// takes ownership of the descriptor, also on an error, which refuses the
+	// connection. Nothing may be read from it before deliver is called, which
+	// gives it to the program, at once.
+	Connection(c *Connection) (deliver func(), err error)
 	// Gone is called when the predecessor has closed its end: it has exited.
 	Gone()
 	// Fail is called when the attempt has ended without ownership. Everything
@@ -93,6 +99,7 @@ type Taking struct {
 	generation  uint64
 	commitLimit time.Duration
 	granted     time.Duration // the probation
+	passes      bool          // the predecessor may pass connections
 	atEnd       ProbationEnd
 	nextPage    uint32
 	offered     int  // descriptors that have come so far
@@ -163,7 +170,7 @@ func connect(ctx context.Context, conn frames, cfg *SuccessorConfig) (*Taking, e
 // begin is everything from Hello to Received. It returns the step that failed.
 func (t *Taking) begin(ctx context.Context, cfg *SuccessorConfig) (string, error) {
 	hello := &pb.Hello{
-		Versions: []uint32{Version}, Role: pb.Role_ROLE_SUCCESSOR,
+		Versions: []uint32{Version}, Features: []string{FeatureConnections}, Role: pb.Role_ROLE_SUCCESSOR,
 		Process: processToWire(cfg.Process), Force: cfg.Force,
 		AtProbationEnd: probationEndToWire(cfg.AtProbationEnd),
 	}
@@ -222,6 +229,7 @@ func (t *Taking) welcome(w *pb.Welcome) error {
 	t.generation = w.GetGeneration()
 	t.commitLimit = durationFromWire(w.GetCommitTimeout())
 	t.granted = durationFromWire(w.GetProbation())
+	t.passes = slices.Contains(w.GetFeatures(), FeatureConnections)
 	return nil
 }
 
@@ -601,7 +609,7 @@ func (t *Taking) next(ctx context.Context) (*pb.ServerMessage, []*scm.FD, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(fds) > 0 && m.GetManifestPage() == nil {
+	if len(fds) > 0 && m.GetManifestPage() == nil && (m.GetConnection() == nil || !t.passes) {
 		closeAll(fds)
 		return nil, nil, protocolError("%s carries %d descriptors", messageName(m), len(fds))
 	}

@@ -118,12 +118,7 @@ func controlFromWire(c *pb.Control) *Control {
 func descriptorToWire(d Descriptor) *pb.Descriptor {
 	w := &pb.Descriptor{
 		Id: d.ID, Name: d.Name, Kind: pb.Kind(d.Kind), Network: d.Network, Address: d.Address,
-		Identity: &pb.Identity{
-			Type: pb.FileType(d.Identity.Type), Domain: int32(d.Identity.Domain), SocketType: int32(d.Identity.SockType),
-			Protocol: int32(d.Identity.Protocol), Listening: d.Identity.Listening,
-			Cookie: d.Identity.Cookie, Dev: d.Identity.Dev, Ino: d.Identity.Ino,
-			Network: d.Identity.Network, Address: d.Identity.Address,
-		},
+		Identity:    identityToWire(d.Identity),
 		StateMoment: pb.StateMoment(d.Moment),
 	}
 	if d.Alive != nil {
@@ -133,6 +128,24 @@ func descriptorToWire(d Descriptor) *pb.Descriptor {
 		w.UnixPath = &pb.UnixPath{Path: u.Path, Bound: u.Bound, Dev: u.Dev, Ino: u.Ino}
 	}
 	return w
+}
+
+func identityToWire(id scm.Identity) *pb.Identity {
+	return &pb.Identity{
+		Type: pb.FileType(id.Type), Domain: int32(id.Domain), SocketType: int32(id.SockType),
+		Protocol: int32(id.Protocol), Listening: id.Listening,
+		Cookie: id.Cookie, Dev: id.Dev, Ino: id.Ino,
+		Network: id.Network, Address: id.Address,
+	}
+}
+
+func identityFromWire(id *pb.Identity) scm.Identity {
+	return scm.Identity{
+		Type: scm.Type(id.GetType()), Domain: int(id.GetDomain()), SockType: int(id.GetSocketType()),
+		Protocol: int(id.GetProtocol()), Listening: id.GetListening(),
+		Network: id.GetNetwork(), Address: id.GetAddress(),
+		Cookie: id.GetCookie(), Dev: id.GetDev(), Ino: id.GetIno(),
+	}
 }
 
 // descriptorFromWire pairs what the manifest says with the descriptor that
@@ -145,17 +158,11 @@ func descriptorFromWire(w *pb.Descriptor, fd *scm.FD) (Descriptor, error) {
 	if kind == 0 {
 		return Descriptor{}, protocolError("descriptor %q is of the unknown kind %d", w.GetName(), w.GetKind())
 	}
-	id := w.GetIdentity()
 	d := Descriptor{
 		ID: w.GetId(), Name: w.GetName(), Kind: kind, Network: w.GetNetwork(), Address: w.GetAddress(),
-		Identity: scm.Identity{
-			Type: scm.Type(id.GetType()), Domain: int(id.GetDomain()), SockType: int(id.GetSocketType()),
-			Protocol: int(id.GetProtocol()), Listening: id.GetListening(),
-			Network: id.GetNetwork(), Address: id.GetAddress(),
-			Cookie: id.GetCookie(), Dev: id.GetDev(), Ino: id.GetIno(),
-		},
-		Moment: momentFromWire(w.GetStateMoment()),
-		FD:     fd,
+		Identity: identityFromWire(w.GetIdentity()),
+		Moment:   momentFromWire(w.GetStateMoment()),
+		FD:       fd,
 	}
 	if w.GetAlive() != nil {
 		g := generationFromWire(w.GetAlive())
