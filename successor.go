@@ -272,7 +272,11 @@ func (r receiver) Draining(connections int, deadline time.Time) {
 	r.u.older.Told(connections, deadline)
 }
 
-func (r receiver) Connection(c *handoff.Connection) (deliver func(), err error) {
+func (r receiver) Connection(c *handoff.Connection) (answered func(taken bool), err error) {
+	if state := r.u.server.State(); state == handoff.StateDraining || state == handoff.StateOut {
+		_ = c.FD.Close()
+		return nil, fmt.Errorf("this process is out itself: %v", state)
+	}
 	return r.u.handed.receive(c)
 }
 

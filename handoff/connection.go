@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"slices"
 	"sync"
+	"syscall"
 
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
 	"github.com/crossfade-go/crossfade/scm"
@@ -28,6 +31,9 @@ const (
 	// count as in flight until the successor has read them, against a limit that all
 	// processes of a user share.
 	connectionWindow = 64
+	// maxAckReason bounds the reason of a refusal, so that the answers to a full
+	// window find room though the predecessor reads none of them.
+	maxAckReason = 500
 )
 
 // Connection is an established connection of the service that moves.
@@ -46,6 +52,7 @@ var ErrNotTaken = errors.New("the successor has not taken the connection")
 // transfers are the connections on their way to a successor.
 type transfers struct {
 	room chan struct{} // has an element for each that is unanswered
+	quit chan struct{} // closed by end
 
 	mu      sync.Mutex
 	last    uint64
@@ -54,7 +61,10 @@ type transfers struct {
 }
 
 func newTransfers() *transfers {
-	return &transfers{room: make(chan struct{}, connectionWindow), pending: make(map[uint64]chan error)}
+	return &transfers{
+		room: make(chan struct{}, connectionWindow), quit: make(chan struct{}),
+		pending: make(map[uint64]chan error),
+	}
 }
 
 // HandOver passes a connection to the successor of this process, which has retired,
@@ -64,27 +74,38 @@ func newTransfers() *transfers {
 // An error says that nobody but the caller has it, as before: it matches
 // ErrWrongState before this process has retired; ErrUnimplemented if the successor
 // is too old; ErrLimit if too much is to travel along; ErrNotTaken; ErrLost if the
-// successor is gone; the cause of ctx if it ended before the connection was sent.
-// But if it ends afterwards the error matches ErrOutcomeUnknown, and done is called
-// once the outcome is there: until then nobody may use the connection.
+// successor has closed its end; ErrProtocol if it has broken the protocol before;
+// ErrTimeout if it could not be written; the cause of ctx if it ended before the
+// connection was sent.
+//
+// Only an error that matches ErrOutcomeUnknown says that the successor may have it:
+// ctx has ended before the answer has come, or the answer cannot be understood. Then
+// done is called, as soon as it is known what to do with this copy, and nobody may
+// use the connection before or after: the caller closes it in done.
 func (s *Server) HandOver(ctx context.Context, c *Connection, done func(error)) error {
 	s.mu.Lock()
-	p := s.retirement
+	p := s.passing
 	s.mu.Unlock()
+	size := len(c.Unread) + len(c.State)
 	switch {
 	case p == nil:
 		return fmt.Errorf("%w: there is no successor that could take a connection", ErrWrongState)
 	case !p.passes:
 		return fmt.Errorf("%w: the successor takes no connections", ErrUnimplemented)
-	case len(c.Unread)+len(c.State) > MaxPassedBytes:
-		return fmt.Errorf("%w: %d bytes are to travel with the connection, the protocol carries %d", ErrLimit, len(c.Unread)+len(c.State), MaxPassedBytes)
+	case size > MaxPassedBytes:
+		return fmt.Errorf("%w: %d bytes are to travel with the connection, the protocol carries %d", ErrLimit, size, MaxPassedBytes)
 	}
 	return p.transfers.pass(ctx, p.link, c, done)
 }
 
 func (ts *transfers) pass(ctx context.Context, l *link, c *Connection, done func(error)) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // a select would choose at random
+	}
 	select {
 	case ts.room <- struct{}{}:
+	case <-ts.quit:
+		return ts.over
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -95,22 +116,39 @@ func (ts *transfers) pass(ctx context.Context, l *link, c *Connection, done func
 	}
 	m := &pb.Connection{Id: id, Listener: c.Listener, Unread: c.Unread, State: c.State, Identity: identityToWire(c.Identity)}
 	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Connection{Connection: m}}, c.FD); err != nil {
-		// What has not been written to its end is no message, and none can follow.
-		ts.end(fmt.Errorf("%w: %w", ErrLost, err))
-		ts.answer(id, err)
+		ts.answer(id, unsent(err))
 	}
 	select {
 	case err := <-answer:
-		return err
+		return outcome(err, done)
 	case <-ctx.Done():
 	}
 	select {
 	case err := <-answer: // both were there
-		return err
+		return outcome(err, done)
 	default:
 	}
 	go func() { done(<-answer) }()
 	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, context.Cause(ctx))
+}
+
+// outcome calls done if there will be no answer but err that could be understood.
+func outcome(err error, done func(error)) error {
+	if errors.Is(err, ErrOutcomeUnknown) {
+		done(err)
+	}
+	return err
+}
+
+// unsent is the error of a connection that was not written, or not to its end: that is
+// no message, so nobody can take it.
+func unsent(err error) error {
+	for _, gone := range []error{syscall.EPIPE, syscall.ECONNRESET, net.ErrClosed} {
+		if errors.Is(err, gone) {
+			return fmt.Errorf("%w: %w", ErrLost, err)
+		}
+	}
+	return fmt.Errorf("the connection could not be sent: %w", err)
 }
 
 func (ts *transfers) begin() (uint64, <-chan error, error) {
@@ -139,28 +177,32 @@ func (ts *transfers) answer(id uint64, err error) bool {
 	return true
 }
 
-// end keeps further connections from being sent, because of err.
-func (ts *transfers) end(err error) {
+// end keeps further connections from being sent, because of err, and gives those
+// that are unanswered the answer that follows from it.
+func (ts *transfers) end(err, answer error) {
 	ts.mu.Lock()
-	defer ts.mu.Unlock()
 	if ts.over == nil {
 		ts.over = err
+		close(ts.quit)
+	}
+	ids := slices.Collect(maps.Keys(ts.pending))
+	ts.mu.Unlock()
+	for _, id := range ids {
+		ts.answer(id, answer)
 	}
 }
 
 // gone is the successor's full close: what it has not answered it does not have.
 func (ts *transfers) gone() {
-	err := fmt.Errorf("%w before it has answered", ErrLost)
-	ts.end(err)
-	ts.mu.Lock()
-	var ids []uint64
-	for id := range ts.pending {
-		ids = append(ids, id)
-	}
-	ts.mu.Unlock()
-	for _, id := range ids {
-		ts.answer(id, err)
-	}
+	err := fmt.Errorf("%w: the successor has closed its end", ErrLost)
+	ts.end(err, err)
+}
+
+// broke is a successor that cannot be understood. Its yes may be among what it has
+// said since, so what is unanswered never comes back: not even at its end, before
+// which it may have served it.
+func (ts *transfers) broke(err error) {
+	ts.end(err, fmt.Errorf("%w: %w", ErrOutcomeUnknown, err))
 }
 
 // acknowledged takes an answer of the successor in.
@@ -177,27 +219,43 @@ func (ts *transfers) acknowledged(ack *pb.ConnectionAck) error {
 
 // connection takes a connection of the predecessor in. It takes ownership of fds.
 func (t *Taking) connection(m *pb.Connection, fds []*scm.FD) error {
-	if len(fds) != 1 {
+	if err := checkConnection(m, len(fds)); err != nil {
 		closeAll(fds)
-		return protocolError("Connection carries %d descriptors", len(fds))
-	}
-	c := &Connection{
-		Listener: m.GetListener(), Unread: m.GetUnread(), State: m.GetState(),
-		Identity: identityFromWire(m.GetIdentity()), FD: fds[0],
+		return err
 	}
 	ack := &pb.ConnectionAck{Id: m.GetId(), Taken: true}
-	deliver, err := t.receiver.Connection(c)
+	answered, err := t.receiver.Connection(&Connection{
+		Listener: m.GetListener(), Unread: m.GetUnread(), State: m.GetState(),
+		Identity: identityFromWire(m.GetIdentity()), FD: fds[0],
+	})
 	if err != nil {
-		ack.Taken, ack.Reason = false, sentence(err)
+		answered = func(bool) {}
+		ack.Taken, ack.Reason = false, bounded(err.Error(), maxAckReason)
 	}
-	// Written before anybody reads from it. If the predecessor is gone nobody else
-	// has it; and one that cannot read this takes nothing back before this
-	// process's end.
-	t.send(&pb.ClientMessage{Message: &pb.ClientMessage_ConnectionAck{ConnectionAck: ack}})
-	if err == nil {
-		deliver()
+	// Written before anybody reads from it.
+	err = t.link.send(&pb.ClientMessage{Message: &pb.ClientMessage_ConnectionAck{ConnectionAck: ack}})
+	if errors.Is(err, ErrTimeout) {
+		// The predecessor is there and does not know: it would take back what was
+		// served here. So it gets it now, by the end of the handoff connection.
+		answered(false)
+		return fmt.Errorf("a connection cannot be acknowledged: %w", err)
 	}
+	// Any other error is the predecessor's end, and nobody else has the connection.
+	answered(true)
 	return nil
+}
+
+// checkConnection checks the form of a Connection.
+func checkConnection(m *pb.Connection, fds int) error {
+	size := len(m.GetUnread()) + len(m.GetState())
+	switch {
+	case fds != 1:
+		return protocolError("Connection carries %d descriptors", fds)
+	case size > MaxPassedBytes:
+		return protocolError("%d bytes come with a connection, the limit is %d", size, MaxPassedBytes)
+	default:
+		return CheckName(m.GetListener())
+	}
 }
 
 // agreed are the features of the two sides that both have.

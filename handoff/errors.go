@@ -288,11 +288,14 @@ func hookError(ctx context.Context, err error) error {
 func sentence(err error) string { return oneLine(err.Error()) }
 
 // oneLine makes any text one that fits into a message.
-func oneLine(s string) string {
+func oneLine(s string) string { return bounded(s, maxReason) }
+
+// bounded makes any text one line of about that many bytes.
+func bounded(s string, limit int) string {
 	s = strings.ToValidUTF8(s, "?")
 	s = strings.ReplaceAll(s, "\n", "; ")
-	if len(s) > maxReason {
-		s = strings.ToValidUTF8(s[:maxReason], "") + "..."
+	if len(s) > limit {
+		s = strings.ToValidUTF8(s[:limit], "") + "..."
 	}
 	return s
 }

@@ -157,6 +157,9 @@ type receiver struct {
 	onSettled  func()
 	onFail     func()
 
+	connectionErr error
+	onConnection  func(*handoff.Connection)
+
 	held    sync.Mutex
 	control *handoff.Control
 	got     []handoff.Descriptor
@@ -230,6 +233,26 @@ func (r *receiver) Gone() { r.add("Gone") }
 func (r *receiver) Draining(connections int, deadline time.Time) {
 	r.add("Draining %d", connections)
 	r.deadline = deadline
+}
+
+// Connection keeps what came under a descriptor's name, for close.
+func (r *receiver) Connection(c *handoff.Connection) (answered func(taken bool), err error) {
+	r.add("Connection %s", c.Listener)
+	if r.onConnection != nil {
+		r.onConnection(c)
+	}
+	if r.connectionErr != nil {
+		_ = c.FD.Close()
+		return nil, r.connectionErr
+	}
+	return func(taken bool) {
+		r.add("Taken %v", taken)
+		if !taken {
+			_ = c.FD.Close()
+			return
+		}
+		r.keep([]handoff.Descriptor{{Name: c.Listener, FD: c.FD}})
+	}, nil
 }
 
 func (r *receiver) Fail(err error) {

@@ -65,6 +65,12 @@ func (t *Taking) ownership() {
 			if err == nil {
 				err = unexpected(m, stepRetired)
 			}
+			if t.passes && isClosed(t.settled) {
+				// Connections may be among what cannot be understood. The end of
+				// this side gives them back, and means nothing else any more.
+				t.log.Error("closing the connection to the retired predecessor, which keeps the clients that were not taken", "predecessor", t.predecessor, "err", err)
+				break
+			}
 			if stop := t.listen(err); stop != nil {
 				t.err = &Error{Side: Successor, Step: stepRetired, Err: stop}
 				return

@@ -87,6 +87,7 @@ type Server struct {
 	owed        int           // answers that controllers wait for
 	paid        chan struct{} // closed when there are none, nil if nobody waits for that
 	retirement  *predecessor  // whose successor is told how the drain goes, nil for nobody
+	passing     *predecessor  // whose successor gets connections, nil before this process has retired
 	lastFailure *Failure
 	changed     chan struct{} // closed and replaced whenever a refusal may have passed
 	fd          *scm.FD       // the control listener, nil without one
@@ -608,7 +609,7 @@ func (s *Server) succeeded(p *predecessor) {
 func (s *Server) drains(p *predecessor) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.retirement = p
+	s.retirement, s.passing = p, p
 	s.setStateLocked(StateDraining)
 }
 

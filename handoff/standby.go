@@ -143,8 +143,9 @@ func (p *predecessor) drain() {
 		}
 		p.server.log.Warn("the successor sent what it must not send now", "successor", p.who.Process, "err", err)
 		p.server.forget(p)
-		p.transfers.end(err)
-		_ = p.link.deaf() // only its end is left to wait for
+		p.transfers.broke(err)
+		for p.link.deaf() != nil { // only its end is left to wait for, and nothing to stop
+		}
 		return
 	}
 }

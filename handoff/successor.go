@@ -60,9 +60,10 @@ type Receiver interface {
 	Draining(connections int, deadline time.Time)
 	// Connection is called when the retired predecessor passes a connection. It
 	// takes ownership of the descriptor, also on an error, which refuses the
-	// connection. Nothing may be read from it before deliver is called, which
-	// gives it to the program, at once.
-	Connection(c *Connection) (deliver func(), err error)
+	// connection. Nothing may be read from it before answered is called, which
+	// must not block: with true the connection is the program's, with false, as
+	// the answer could not be written, it must be closed.
+	Connection(c *Connection) (answered func(taken bool), err error)
 	// Gone is called when the predecessor has closed its end: it has exited.
 	Gone()
 	// Fail is called when the attempt has ended without ownership. Everything

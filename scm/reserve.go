@@ -19,6 +19,21 @@ func Reserve(n int) error {
 	return reserve(n)
 }
 
+// Reserve is the package's [Reserve] for who receives one descriptor after another,
+// of which f is the last: as long as its number, the lowest that was free, is n below
+// the limit, there is room, and nothing else is looked at.
+func (f *FD) Reserve(n int) error {
+	num, err := f.acquire()
+	if err != nil {
+		return err
+	}
+	f.release()
+	if farBelowLimit(num, n) {
+		return nil
+	}
+	return Reserve(n)
+}
+
 // LimitError says that RLIMIT_NOFILE leaves no room. It matches EMFILE.
 type LimitError struct {
 	Need  int // descriptors that would be open

@@ -42,6 +42,8 @@ func reserve(n int) error {
 	return closeDescriptor(highest)
 }
 
+func farBelowLimit(num, n int) bool { return saturatingAdd(num, n) < descriptorLimit() }
+
 // countOpen counts the descriptors of this process. Where no directory lists
 // them it takes lowest, the lowest number that was free a moment ago, for a
 // count: right if there are no gaps.

@@ -48,3 +48,5 @@ func pollHangUp(int) bool { return false }
 func setNonblock(int) error { return errUnsupported }
 
 func reserve(int) error { return errUnsupported }
+
+func farBelowLimit(int, int) bool { return false }

@@ -51,24 +51,44 @@ type knowledge struct {
 // open lets everybody be listened to.
 func (h *hall) open() { h.openOnce.Do(func() { close(h.opened) }) }
 
-// welcome serves a client until it leaves, or the hall is closed. known is what the
-// predecessor has known of it, nil for one that is new.
-func (h *hall) welcome(c net.Conn, known []byte) {
+// enter lets a client in. known is what the predecessor has known of it, nil for one
+// that is new. serve follows, unless it is nil.
+func (h *hall) enter(c net.Conn, known []byte) *person {
 	p := &person{conn: c, lines: bufio.NewReaderSize(c, maxLine), room: "lobby"}
 	if known != nil {
 		var k knowledge
 		if err := json.Unmarshal(known, &k); err != nil {
 			p.leave("the server has forgotten you\n")
-			return
+			return nil
 		}
 		p.name, p.room = k.Name, k.Room
 	}
-	if !h.enter(p) {
+	if !h.admit(p) {
 		p.leave("the server is closing, please come again\n")
-		return
+		return nil
 	}
+	return p
+}
+
+// admit reports false if the hall is closed.
+func (h *hall) admit(p *person) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.people[p] = struct{}{}
+	h.reading.Add(1)
+	return true
+}
+
+// serve listens to a client until it leaves, or the hall is closed.
+func (h *hall) serve(p *person) {
 	defer h.reading.Done()
 	<-h.opened
+	if h.isClosed() {
+		return // before a word was said: all of it is for the successor
+	}
 	if p.name == "" {
 		p.tell("your name?\n")
 	}
@@ -84,18 +104,6 @@ func (h *hall) welcome(c net.Conn, known []byte) {
 		}
 		h.hear(p, strings.TrimSpace(string(line)))
 	}
-}
-
-// enter reports false if the hall is closed.
-func (h *hall) enter(p *person) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return false
-	}
-	h.people[p] = struct{}{}
-	h.reading.Add(1)
-	return true
 }
 
 func (h *hall) isClosed() bool {

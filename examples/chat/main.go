@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -52,11 +53,9 @@ func run(socket, listen string) error {
 	defer handedOver.Close()
 
 	h := newHall()
-	go acceptAll(ln, func(c net.Conn) { h.welcome(c, nil) })
-	go acceptAll(handedOver, func(c net.Conn) {
-		came, _ := crossfade.HandOverOf(c)
-		h.welcome(c, came.State)
-	})
+	var accepting sync.WaitGroup
+	accepting.Go(func() { acceptAll(ln, h) })
+	accepting.Go(func() { acceptAll(handedOver, h) })
 	if err := upg.Ready(ctx); err != nil {
 		return err
 	}
@@ -85,6 +84,11 @@ func run(socket, listen string) error {
 	}
 	drain, cancel := upg.DrainContext(context.Background())
 	defer cancel()
+	// Whoever was accepted here is in the hall when the loops have ended, and moves
+	// with the others.
+	_ = ln.Close()
+	_ = handedOver.Close()
+	accepting.Wait()
 	moved, left := 0, 0
 	for _, p := range h.close("") {
 		if err := move(drain, upg, p); err != nil {
@@ -116,8 +120,9 @@ func move(ctx context.Context, upg *crossfade.Upgrader, p *person) error {
 	return upg.HandOverConn(ctx, listenerName, p.conn, &crossfade.HandOver{Unread: unread, State: state})
 }
 
-// acceptAll ends when ln is closed.
-func acceptAll(ln net.Listener, welcome func(net.Conn)) {
+// acceptAll lets everybody in whom ln accepts. It ends when ln is closed and has
+// nobody more.
+func acceptAll(ln net.Listener, h *hall) {
 	for {
 		c, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -127,6 +132,12 @@ func acceptAll(ln net.Listener, welcome func(net.Conn)) {
 			slog.Warn("accept", "err", err)
 			continue
 		}
-		go welcome(c)
+		var known []byte
+		if came, ok := crossfade.HandOverOf(c); ok {
+			known = came.State
+		}
+		if p := h.enter(c, known); p != nil {
+			go h.serve(p)
+		}
 	}
 }
