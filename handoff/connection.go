@@ -52,7 +52,6 @@ var ErrNotTaken = errors.New("the successor has not taken the connection")
 // transfers are the connections on their way to a successor.
 type transfers struct {
 	room chan struct{} // has an element for each that is unanswered
-	quit chan struct{} // closed by end
 
 	mu      sync.Mutex
 	last    uint64
@@ -61,10 +60,7 @@ type transfers struct {
 }
 
 func newTransfers() *transfers {
-	return &transfers{
-		room: make(chan struct{}, connectionWindow), quit: make(chan struct{}),
-		pending: make(map[uint64]chan error),
-	}
+	return &transfers{room: make(chan struct{}, connectionWindow), pending: make(map[uint64]chan error)}
 }
 
 // HandOver passes a connection to the successor of this process, which has retired,
@@ -104,8 +100,6 @@ func (ts *transfers) pass(ctx context.Context, l *link, c *Connection, done func
 	}
 	select {
 	case ts.room <- struct{}{}:
-	case <-ts.quit:
-		return ts.over
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -178,12 +172,12 @@ func (ts *transfers) answer(id uint64, err error) bool {
 }
 
 // end keeps further connections from being sent, because of err, and gives those
-// that are unanswered the answer that follows from it.
+// that are unanswered the answer that follows from it. Who waits for room is let in by
+// that, and told.
 func (ts *transfers) end(err, answer error) {
 	ts.mu.Lock()
 	if ts.over == nil {
 		ts.over = err
-		close(ts.quit)
 	}
 	ids := slices.Collect(maps.Keys(ts.pending))
 	ts.mu.Unlock()

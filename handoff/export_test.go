@@ -25,6 +25,9 @@ const (
 	CancelGrace    = cancelGrace
 	DebtLimit      = debtLimit
 	AllowedAtOnce  = allowedAtOnce
+
+	ConnectionWindow = connectionWindow
+	MaxAckReason     = maxAckReason
 )
 
 func (s *Server) Serve(conn Frames, peer *scm.Peer) { s.serve(conn, peer) }

@@ -157,8 +157,8 @@ type receiver struct {
 	onSettled  func()
 	onFail     func()
 
-	connectionErr error
-	onConnection  func(*handoff.Connection)
+	onConnection func(*handoff.Connection) error
+	onAnswered   func()
 
 	held    sync.Mutex
 	control *handoff.Control
@@ -239,19 +239,20 @@ func (r *receiver) Draining(connections int, deadline time.Time) {
 func (r *receiver) Connection(c *handoff.Connection) (answered func(taken bool), err error) {
 	r.add("Connection %s", c.Listener)
 	if r.onConnection != nil {
-		r.onConnection(c)
+		if err := r.onConnection(c); err != nil {
+			_ = c.FD.Close()
+			return nil, err
+		}
 	}
-	if r.connectionErr != nil {
-		_ = c.FD.Close()
-		return nil, r.connectionErr
-	}
+	r.keep([]handoff.Descriptor{{Name: c.Listener, FD: c.FD}}) // at once: the process may be killed before it answers
 	return func(taken bool) {
+		if r.onAnswered != nil {
+			r.onAnswered()
+		}
 		r.add("Taken %v", taken)
 		if !taken {
 			_ = c.FD.Close()
-			return
 		}
-		r.keep([]handoff.Descriptor{{Name: c.Listener, FD: c.FD}})
 	}, nil
 }
 

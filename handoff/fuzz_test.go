@@ -24,7 +24,7 @@ import (
 // follows, the first with two.
 const (
 	scriptRecord  = 0xf8 // a payload of as many bytes follows, with the descriptors that it lists
-	scriptReady   = 0xf9 // the program on the other side calls Ready
+	scriptReady   = 0xf9 // the program on the other side calls Ready, or hands a connection over
 	scriptLeave   = 0xfa // ... or leaves
 	scriptFDs     = 0xfb // the next payload carries two descriptors more
 	scriptClose   = 0xfc // the end of the script
@@ -45,8 +45,13 @@ func script(t *testing.T, p *player, data []byte, messages []proto.Message, do f
 		switch {
 		case int(op) < len(messages):
 			m := messages[op]
-			if page, ok := m.(*pb.ManifestPage); ok {
-				fds += len(page.GetDescriptors())
+			switch m := m.(type) {
+			case *pb.ManifestPage:
+				fds += len(m.GetDescriptors())
+			case *pb.Connection:
+				if m.GetListener() != "" {
+					fds++
+				}
 			}
 			p.write(wrap(p.end.arrow == ">", m), fdsOf(t, fds)...)
 			fds = 0
@@ -56,8 +61,11 @@ func script(t *testing.T, p *player, data []byte, messages []proto.Message, do f
 			}
 			n := min(int(binary.BigEndian.Uint16(data)), len(data)-2)
 			payload := data[2 : 2+n]
-			if page, ok := member(p.end.arrow == ">", payload).(*pb.ManifestPage); ok {
-				fds += min(len(page.GetDescriptors()), scm.MaxDescriptors)
+			switch m := member(p.end.arrow == ">", payload).(type) {
+			case *pb.ManifestPage:
+				fds += min(len(m.GetDescriptors()), scm.MaxDescriptors)
+			case *pb.Connection:
+				fds++
 			}
 			p.write(payload, fdsOf(t, fds)...)
 			data, fds = data[2+n:], 0
@@ -133,6 +141,7 @@ func recordedScripts(f *testing.F, by byte) [][]byte {
 func FuzzServerMessages(f *testing.F) {
 	messages := append([]proto.Message{}, clientMessages...)
 	messages = append(messages, commitAck(false), &pb.Ready{Unclaimed: 1, UnclaimedIds: []uint64{2}},
+		passing(hello()), taken(1), taken(2), notTaken(1, "no"), taken(99),
 		&pb.Hello{Versions: []uint32{handoff.Version}, Role: pb.Role_ROLE_CONTROLLER})
 	controller := byte(len(messages) - 1)
 	for _, request := range []*pb.ControlRequest{
@@ -152,6 +161,12 @@ func FuzzServerMessages(f *testing.F) {
 		f.Add(append(append([]byte{}, commit[:i]...), scriptFDs, commit[i]))
 	}
 	f.Add(append(append([]byte{}, commit...), at("CommitAck", "EndDrain")...))
+	retired := append(append([]byte{byte(len(clientMessages) + 3)}, commit[1:]...), at("CommitAck")...)
+	for ack := len(clientMessages) + 4; ack < len(messages); ack++ {
+		f.Add(append(append([]byte{}, retired...), scriptReady, byte(ack)))
+		f.Add(append(append([]byte{}, retired...), scriptReady, scriptReady, byte(ack), byte(ack)))
+		f.Add(append(append([]byte{}, retired...), scriptReady, byte(ack), scriptReady, at("Settle")[0], byte(ack)))
+	}
 	f.Add(append(append([]byte{}, commit...), at("Abort")...))
 	f.Add(append(append([]byte{}, commit...), byte(len(clientMessages)), at("Settle")[0]))
 	f.Add(append(append([]byte{}, commit...), byte(len(clientMessages)), at("Rollback")[0]))
@@ -164,7 +179,11 @@ func FuzzServerMessages(f *testing.F) {
 			o, _ := commanded(t, func(c *handoff.ServerConfig) { c.Limits.MaxProbation = 10 * time.Minute })
 			p := o.client()
 			stopped := false
+			var passed []*transfer
 			script(t, p, data, messages, func(op byte) {
+				if op == scriptReady && len(passed) < 2*handoff.ConnectionWindow {
+					passed = append(passed, o.pass(t.Context(), aConnection(t)))
+				}
 				if op == scriptLeave {
 					stopped = true
 					go o.server.Stop()
@@ -179,6 +198,15 @@ func FuzzServerMessages(f *testing.F) {
 			acked := strings.Contains(wire, "< Commit\n") &&
 				(strings.Contains(wire, "> CommitAck: settle true") || strings.Contains(wire, "> Settle"))
 			retired := strings.Contains(wire, "< Retired")
+			taken := 0
+			for _, tr := range passed {
+				if tr.outcome() == nil {
+					taken++
+				}
+			}
+			if said := strings.Count(wire, "taken true"); taken > said {
+				t.Errorf("%d connections are taken after %d answers:\n%s", taken, said, wire)
+			}
 			if retired && !acked {
 				t.Errorf("the predecessor has retired without a word of the successor:\n%s", wire)
 			}
@@ -214,7 +242,7 @@ func FuzzClientMessages(f *testing.F) {
 	messages := append([]proto.Message{}, serverMessages...)
 	n := byte(len(messages))
 	messages = append(messages, welcome(3), page(0, 2, false), page(1, 1, true), page(2, 2, true), page(1, 2, false),
-		&pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_NOT_READY})
+		&pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_NOT_READY}, passing(welcome(0)), connectionTo("web"), connectionTo("nobody"), connectionTo("\x00"))
 	at := func(names ...string) []byte { return indexes(messages, names...) }
 	small := append(at("Welcome", "ManifestPage 0"), append([]byte{scriptReady}, at("ManifestPage 1", "Commit", "Retired")...)...)
 	large := append([]byte{n, n + 1, n + 2, scriptReady, n + 3}, at("Commit", "Retired")...)
@@ -230,12 +258,19 @@ func FuzzClientMessages(f *testing.F) {
 		f.Add(whole)
 	}
 	f.Add([]byte{n + 5, scriptElapse, 200, scriptClose})
+	moving := append([]byte{n + 6}, small[1:]...)
+	for i := range byte(3) {
+		f.Add(append(append([]byte{}, moving...), n+7+i, n+7))
+		f.Add(append(append([]byte{}, moving...), scriptFDs, n+7+i, n+7))
+		f.Add(append(append([]byte{}, moving...), n+7, scriptLeave, n+7+i))
+	}
 	for _, recorded := range recordedScripts(f, transcript.FromPredecessor) {
 		f.Add(recorded)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCandidate(t)
+			refusesTheRest(c.cfg)
 			p := c.server()
 			called, left := false, false
 			ready := func() {
@@ -280,6 +315,9 @@ func FuzzClientMessages(f *testing.F) {
 			}
 			if owned == 1 && strings.Contains(wire, "> Abort") {
 				t.Errorf("it owns after its own Abort:\n%s", wire)
+			}
+			if answers := strings.Count(wire, "> ConnectionAck"); c.receiver.count("Taken") > answers+1 {
+				t.Errorf("calls are %v, and %d answers were written:\n%s", &c.receiver.calls, answers, wire)
 			}
 			if g, s := c.receiver.count("Gone"), c.receiver.count("Settled"); g > 1 || s > 1 || owned == 1 && !left && (g != 1 || s != 1) {
 				t.Errorf("calls are %v:\n%s", &c.receiver.calls, wire)

@@ -249,15 +249,22 @@ func (e *end) Close() error {
 // kill ends the process that has this end: the kernel closes the end, and a
 // goroutine that touches it never returns.
 func (e *end) kill() {
-	e.set(func() { e.dead, e.closed = true, true; e.clear() })
+	e.set(func() {
+		if !e.closed && e.pipe.tape != nil {
+			e.pipe.tape(e.arrow, nil, 0)
+		}
+		e.dead, e.closed = true, true
+		e.clear()
+	})
 }
 
 // freeze stops the process that has this end, and thaw continues it.
 func (e *end) freeze() { e.set(func() { e.frozen = true }) }
 func (e *end) thaw()   { e.set(func() { e.frozen = false }) }
 
-// fill lets this end find no room to write.
-func (e *end) fill() { e.set(func() { e.full = true }) }
+// fill lets this end find no room to write, until empty.
+func (e *end) fill()  { e.set(func() { e.full = true }) }
+func (e *end) empty() { e.set(func() { e.full = false }) }
 
 func (e *end) set(change func()) {
 	e.pipe.mu.Lock()
@@ -351,6 +358,10 @@ func (e *end) describe(payload []byte, fds int) (string, proto.Message) {
 		text += fmt.Sprintf(": settle %v", m.GetSettle())
 	case *pb.Abort:
 		text += ": " + m.GetCode().String()
+	case *pb.Connection:
+		text += fmt.Sprintf(": id %d, listener %s", m.GetId(), m.GetListener())
+	case *pb.ConnectionAck:
+		text += fmt.Sprintf(": id %d, taken %v", m.GetId(), m.GetTaken())
 	}
 	if fds > 0 {
 		text += fmt.Sprintf(" + %d fds", fds)

@@ -101,6 +101,33 @@ var scenes = map[string]scene{
 		owner: func(o *owner) *candidate { o.service.offer = handoff.Offer{}; return nil },
 		acts:  []string{"successor Ready"},
 	},
+	"handoff-connections": {
+		about: "Connections that move behind Retired: taken, refused, and unanswered when the successor ends.",
+		asks:  refusesTheRest,
+		acts: []string{
+			"successor Ready", "predecessor HandOver web", "predecessor HandOver admin", "predecessor HandOver web",
+			"successor Freeze", "predecessor HandOver web", "predecessor HandOver web", "successor End",
+		},
+	},
+	"handoff-no-features": {
+		about: "A successor that takes no connections, and so is sent none. It is played by hand.",
+		client: []proto.Message{
+			&pb.Hello{Versions: []uint32{handoff.Version}, Role: pb.Role_ROLE_SUCCESSOR, Process: &pb.Process{Instance: "by hand", Pid: 33}},
+			prepared, pageAck(1), received, ready, pageAck(2), finalReceived, commitAck(true),
+		},
+		acts: []string{"predecessor HandOver web"},
+	},
+	"handoff-unknown-feature": {
+		about: "A successor of the future that has another feature besides. It is played by hand.",
+		client: []proto.Message{
+			&pb.Hello{
+				Versions: []uint32{handoff.Version}, Features: []string{"a-new-feature", handoff.FeatureConnections},
+				Role: pb.Role_ROLE_SUCCESSOR, Process: &pb.Process{Instance: "by hand", Pid: 33},
+			},
+			prepared, pageAck(1), received, ready, pageAck(2), finalReceived, commitAck(true),
+		},
+		acts: []string{"predecessor HandOver web"},
+	},
 	"probation-settled": {
 		about: "A probation that the owner ends by itself, because it stays.",
 		asks:  asksFor(handoff.SettleAtEnd),
@@ -366,6 +393,16 @@ var scenes = map[string]scene{
 	},
 }
 
+// refusesTheRest takes connections of one listener only.
+func refusesTheRest(c *handoff.SuccessorConfig) {
+	c.Receiver.(*receiver).onConnection = func(c *handoff.Connection) error {
+		if c.Listener != "web" {
+			return fmt.Errorf("nobody takes connections for %q", c.Listener)
+		}
+		return nil
+	}
+}
+
 // asksFor a probation of 30 seconds and this end of it.
 func asksFor(atEnd handoff.ProbationEnd) func(*handoff.SuccessorConfig) {
 	length := 30 * time.Second
@@ -469,6 +506,7 @@ type stage struct {
 	first *candidate
 	next  *candidate // its pipe is the connection; not connected if the client is played
 	query chan error // of a controller
+	moved calls      // what has become of connections, in the order in which that was known
 }
 
 // newStage sets the stage and opens the connection. What is played by hand, or
@@ -539,14 +577,14 @@ func (s *stage) act(act string) {
 		}
 		elapse(d)
 	case words[0] == "predecessor" && s.owner != nil:
-		s.predecessorActs(words[1])
+		s.predecessorActs(words[1], words[2:])
 	case words[0] == "successor" && s.next.isConnected():
 		s.successorActs(words[1], words[2:])
 	}
 	rest()
 }
 
-func (s *stage) predecessorActs(act string) {
+func (s *stage) predecessorActs(act string, args []string) {
 	switch act {
 	case "Stop":
 		go s.owner.server.Stop()
@@ -562,6 +600,10 @@ func (s *stage) predecessorActs(act string) {
 	case "FirstAborts":
 		s.first.dial(s.t.Context())
 		s.first.taking.Abort(errBoom)
+	case "HandOver":
+		c := aConnection(s.t)
+		c.Listener = args[0]
+		go func() { s.moved.add("%s", outcomeOf(s.owner.server.HandOver(s.t.Context(), c, func(error) {}), "taken")) }()
 	default:
 		s.t.Fatalf("no predecessor can %q", act)
 	}
@@ -590,6 +632,10 @@ func (s *stage) successorActs(act string, args []string) {
 		s.next.taking.Abort(errBoom)
 	case "Leave":
 		s.next.taking.Leave()
+	case "Freeze":
+		s.next.pipe.client.freeze()
+	case "End":
+		s.next.pipe.client.kill()
 	default:
 		s.t.Fatalf("no successor can %q", act)
 	}
@@ -609,6 +655,9 @@ func (s *stage) outcomes(client bool) (predecessor, successor string) {
 	predecessor, successor = "-", "-"
 	if s.owner != nil {
 		predecessor = s.owner.server.State().String()
+		if moved := s.moved.String(); moved != "" {
+			predecessor += "; connections: " + moved
+		}
 	}
 	if client {
 		successor = s.successorOutcome()
@@ -662,6 +711,7 @@ func outcomeOf(err error, none string) string {
 		{"timeout", handoff.ErrTimeout},
 		{"hook", handoff.ErrHook},
 		{"lost", handoff.ErrLost},
+		{"not taken", handoff.ErrNotTaken},
 		{"protocol", handoff.ErrProtocol},
 		{"not implemented", handoff.ErrUnimplemented},
 		{"cancelled", handoff.ErrCancelled},
@@ -713,6 +763,7 @@ func record(t *testing.T, c scene) *transcript.Conversation {
 	hand := &player{t: t, end: by}
 	for _, m := range said {
 		hand.say(m)
+		rest() // a page takes its time, see above
 	}
 	if c.server != nil {
 		hand.close()
@@ -979,6 +1030,8 @@ func localName(fd protoreflect.FieldDescriptor) protoreflect.FullName {
 func sameField(path string, fd protoreflect.FieldDescriptor, was, is protoreflect.Message, known map[string][]int) error {
 	name := localName(fd)
 	switch {
+	case name == "Hello.features": // a newer side may offer more, and only what both have is agreed on
+		return offersAll(path, was.Get(fd).List(), is.Get(fd).List())
 	case was.Has(fd) != is.Has(fd):
 		return fmt.Errorf("%s is %v, and was %v", path, is.Get(fd), was.Get(fd))
 	case !was.Has(fd), slices.Contains(measured, name), slices.Contains(told, name):
@@ -989,6 +1042,20 @@ func sameField(path string, fd protoreflect.FieldDescriptor, was, is protoreflec
 		return sameMeaning(path, was.Get(fd).Message(), is.Get(fd).Message(), known)
 	case !was.Get(fd).Equal(is.Get(fd)):
 		return fmt.Errorf("%s is %v, and was %v", path, is.Get(fd), was.Get(fd))
+	}
+	return nil
+}
+
+// offersAll compares what may be offered with what was.
+func offersAll(path string, was, is protoreflect.List) error {
+	var offered []string
+	for i := range is.Len() {
+		offered = append(offered, is.Get(i).String())
+	}
+	for i := range was.Len() {
+		if feature := was.Get(i).String(); !slices.Contains(offered, feature) {
+			return fmt.Errorf("%s are %q, without %q", path, offered, feature)
+		}
 	}
 	return nil
 }
