@@ -603,7 +603,9 @@ func (s *stage) predecessorActs(act string, args []string) {
 	case "HandOver":
 		c := aConnection(s.t)
 		c.Listener = args[0]
-		go func() { s.moved.add("%s", outcomeOf(s.owner.server.HandOver(s.t.Context(), c, func(error) {}), "taken")) }()
+		go func() {
+			s.moved.add("%s", outcomeOf(s.owner.server.HandOver(s.t.Context(), c, func(error) {}), "taken"))
+		}()
 	default:
 		s.t.Fatalf("no predecessor can %q", act)
 	}
