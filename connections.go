@@ -68,6 +68,17 @@ func (u *Upgrader) handOverConn(ctx context.Context, listener string, c net.Conn
 	if h == nil {
 		h = new(HandOver)
 	}
+	// The duplicate is made when its turn has come: a program that moves all it has
+	// at once needs no second table for it.
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // a select would choose at random
+	}
+	select {
+	case u.handing <- struct{}{}:
+		defer func() { <-u.handing }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	fd, id, err := dupConn(c)
 	if err != nil {
 		return err
@@ -90,6 +101,9 @@ func (u *Upgrader) handOverConn(ctx context.Context, listener string, c net.Conn
 	}
 	return err
 }
+
+// maxHanding is how many connections are handed over at the same time.
+const maxHanding = handoff.ConnectionWindow
 
 // dupConn returns a second descriptor of a connection that can be handed over.
 func dupConn(c net.Conn) (*scm.FD, scm.Identity, error) {

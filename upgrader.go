@@ -47,6 +47,7 @@ type Upgrader struct {
 	env       environment
 	fds       *Fds
 	handed    handedOver
+	handing   chan struct{} // has an element for each connection that is being handed over
 	older     *generations.List
 	server    *handoff.Server
 	exclusive *exclusive.Resource
@@ -108,6 +109,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	u := &Upgrader{
 		cfg: c, log: c.Logger, env: env,
 		fds:      newFds(c, keepAlive(c.ListenConfig)),
+		handing:  make(chan struct{}, maxHanding),
 		exit:     make(chan struct{}),
 		settled:  make(chan struct{}),
 		gone:     make(chan struct{}),

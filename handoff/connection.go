@@ -27,10 +27,10 @@ const (
 	// MaxPassedBytes is how many bytes may travel with one connection: what was read
 	// of it and what the program wants known, together.
 	MaxPassedBytes = 512 << 10
-	// connectionWindow is how many connections may be unanswered. Their descriptors
+	// ConnectionWindow is how many connections may be unanswered. Their descriptors
 	// count as in flight until the successor has read them, against a limit that all
 	// processes of a user share.
-	connectionWindow = 64
+	ConnectionWindow = 64
 	// maxAckReason bounds the reason of a refusal, so that the answers to a full
 	// window find room though the predecessor reads none of them.
 	maxAckReason = 500
@@ -60,7 +60,7 @@ type transfers struct {
 }
 
 func newTransfers() *transfers {
-	return &transfers{room: make(chan struct{}, connectionWindow), pending: make(map[uint64]chan error)}
+	return &transfers{room: make(chan struct{}, ConnectionWindow), pending: make(map[uint64]chan error)}
 }
 
 // HandOver passes a connection to the successor of this process, which has retired,

@@ -26,8 +26,7 @@ const (
 	DebtLimit      = debtLimit
 	AllowedAtOnce  = allowedAtOnce
 
-	ConnectionWindow = connectionWindow
-	MaxAckReason     = maxAckReason
+	MaxAckReason = maxAckReason
 )
 
 func (s *Server) Serve(conn Frames, peer *scm.Peer) { s.serve(conn, peer) }
