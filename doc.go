@@ -65,6 +65,17 @@
 // opens when Ready has returned, and Config.Suspend has its predecessor let go of
 // it before. examples/exclusive does all of that.
 //
+// # Connections
+//
+// What is accepted stays with the process that accepted it, and keeps that process
+// from exiting. [Upgrader.HandOverConn] moves an established connection to the
+// successor, with the bytes that were read of it and not used and what the program
+// knows of it; there it comes out of [Upgrader.HandedOver], and its client notices
+// nothing. Each is on exactly one side at any time, whichever is killed: an error
+// says that it is the caller's as before. A successor that is too old, or whose program takes
+// none under that name, refuses: then the predecessor finishes it, as ever.
+// examples/chat shows that.
+//
 // # What a program does
 //
 // On an error of New or Ready: exit with a status other than 0. Never start

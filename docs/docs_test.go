@@ -263,6 +263,9 @@ func TestLimits(t *testing.T) {
 		"watches among these":                            number(t, "../handoff/server.go", "maxConnections") / 2,
 		"events that a watch may be behind":              number(t, "../handoff/watch.go", "watchQueue"),
 		"instances that a server remembers as cancelled": number(t, "../handoff/command.go", "maxCancelled"),
+		"reason of a ConnectionAck":                      number(t, "../handoff/connection.go", "maxAckReason"),
+		"unread and state of a Connection, together":     handoff.MaxPassedBytes,
+		"Connections without ConnectionAck":              handoff.ConnectionWindow,
 	}
 	rows := table(t, section(t, "## 6. Frames"), "limit", "value")
 	compare(t, "limits", column(rows, 0), slices.Collect(maps.Keys(want)))

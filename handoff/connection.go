@@ -224,7 +224,7 @@ func (t *Taking) connection(m *pb.Connection, fds []*scm.FD) error {
 	})
 	if err != nil {
 		answered = func(bool) {}
-		ack.Taken, ack.Reason = false, bounded(err.Error(), maxAckReason)
+		ack.Taken, ack.Reason = false, bounded(err.Error(), maxAckReason-len("..."))
 	}
 	// Written before anybody reads from it.
 	err = t.link.send(&pb.ClientMessage{Message: &pb.ClientMessage_ConnectionAck{ConnectionAck: ack}})

@@ -478,7 +478,7 @@ func TestTakingConnections(t *testing.T) {
 		pass(p, connectionTo("web"))
 		m, _ := p.hear()
 		ack, ok := m.(*pb.ConnectionAck)
-		if !ok || ack.GetId() != 5 || ack.GetTaken() || !strings.HasPrefix(ack.GetReason(), "no; no; ") || len(ack.GetReason()) > handoff.MaxAckReason+3 {
+		if !ok || ack.GetId() != 5 || ack.GetTaken() || !strings.HasPrefix(ack.GetReason(), "no; no; ") || len(ack.GetReason()) > handoff.MaxAckReason || len(ack.GetReason()) < handoff.MaxAckReason-3 {
 			t.Errorf("the answer is %v", m)
 		}
 		c.receiver.onConnection = nil
