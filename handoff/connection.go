@@ -213,7 +213,11 @@ func (ts *transfers) acknowledged(ack *pb.ConnectionAck) error {
 
 // connection takes a connection of the predecessor in. It takes ownership of fds.
 func (t *Taking) connection(m *pb.Connection, fds []*scm.FD) error {
-	if err := checkConnection(m, len(fds)); err != nil {
+	err := checkConnection(m, len(fds))
+	if err == nil && !t.passed.add(m.GetId()) {
+		err = protocolError("connection %d comes a second time", m.GetId())
+	}
+	if err != nil {
 		closeAll(fds)
 		return err
 	}
@@ -237,6 +241,31 @@ func (t *Taking) connection(m *pb.Connection, fds []*scm.FD) error {
 	// Any other error is the predecessor's end, and nobody else has the connection.
 	answered(true)
 	return nil
+}
+
+// ids are those that were used. Most are small and come in about their order, so that
+// nearly all of them are in one number.
+type ids struct {
+	below uint64 // all up to this one were used
+	above map[uint64]struct{}
+}
+
+// add reports false if id was used before.
+func (s *ids) add(id uint64) bool {
+	if _, used := s.above[id]; used || id != 0 && id <= s.below {
+		return false
+	}
+	if s.above == nil {
+		s.above = make(map[uint64]struct{})
+	}
+	s.above[id] = struct{}{}
+	for {
+		if _, used := s.above[s.below+1]; !used {
+			return true
+		}
+		s.below++
+		delete(s.above, s.below)
+	}
 }
 
 // checkConnection checks the form of a Connection.

@@ -482,7 +482,9 @@ func TestTakingConnections(t *testing.T) {
 			t.Errorf("the answer is %v", m)
 		}
 		c.receiver.onConnection = nil
-		pass(p, connectionTo("web")) // which says nothing about the next
+		next := connectionTo("web") // about which that says nothing
+		next.Id++
+		pass(p, next)
 		p.mustHear("ConnectionAck")
 	})
 	for _, tt := range []struct {
@@ -525,6 +527,23 @@ func TestTakingConnections(t *testing.T) {
 			if c.taking.EndDrain(t.Context()) {
 				t.Error("the predecessor was asked over a closed connection")
 			}
+		}
+	})
+	bubble(t, "one that comes twice is taken once", func(t *testing.T) {
+		c, p := settled(t, passing(welcome(0)))
+		for _, id := range []uint64{2, 1, 0, 1 << 63, 5, 3, 4} {
+			m := connectionTo("web")
+			m.Id = id
+			pass(p, m)
+			p.mustHear("ConnectionAck")
+		}
+		before := c.receiver.count("Taken")
+		again := connectionTo("web")
+		again.Id = 4
+		pass(p, again)
+		p.mustHear("EOF")
+		if n := c.receiver.count("Taken"); n != before || n != 7 {
+			t.Errorf("%d were taken, and then %d", before, n)
 		}
 	})
 	for _, tt := range []struct {

@@ -101,6 +101,7 @@ type Taking struct {
 	commitLimit time.Duration
 	granted     time.Duration // the probation
 	passes      bool          // the predecessor may pass connections
+	passed      ids           // of the connections that have come; of the machine's goroutine
 	atEnd       ProbationEnd
 	nextPage    uint32
 	offered     int  // descriptors that have come so far

@@ -58,6 +58,7 @@ func (c cell) limits(p, s *spec) {
 // probations are what the successor of each scenario asks for.
 var probations = map[string]time.Duration{
 	"commit": 0, "pages": 0, "giveup": 0, "settle": probation, "settle-unasked": longTime, "rollback": probation, "rollback-unasked": longTime,
+	"connections": 0,
 }
 
 // probation is how long a successor is on probation before it is asked. What
@@ -123,6 +124,9 @@ func (s *stage) attempt(c cell, p *process, sspec spec) *process {
 		return nil
 	}
 	defer a.client.close()
+	if c.scenario == "connections" && s.fail(a.client.stay()) {
+		return nil
+	}
 	c.limits(new(spec), &sspec)
 	sspec.Progress, sspec.Gate = true, c.want == outcomeHeir || c.scenario == "giveup"
 	before := s.faults()
@@ -196,7 +200,7 @@ func (a *attempt) direct(sspec spec) {
 		return
 	}
 	a.said.Store(true)
-	if a.cell.want == outcomeFresh || a.cell.want == outcomeNobody {
+	if a.cell.want.nobody() {
 		a.goneFrom()
 	}
 	a.end(a.victim())
@@ -209,6 +213,11 @@ func (a *attempt) direct(sspec spec) {
 func (a *attempt) decide() {
 	decision, when := "", eventReady
 	switch a.cell.scenario {
+	case "connections":
+		if _, err := a.sides[predecessor].expect(a.ctx, eventExit); err == nil {
+			_ = a.sides[predecessor].tell(commandMove) // as below
+		}
+		return
 	case "giveup":
 		decision, when = commandStop, eventReceived
 	case "settle-unasked":
@@ -233,7 +242,7 @@ func (a *attempt) handle(f *frame) {
 		return
 	}
 	a.found = true
-	if a.cell.want == outcomeFresh || a.cell.want == outcomeNobody {
+	if a.cell.want.nobody() {
 		a.goneFrom()
 	}
 	if f.name == "Hello" {
@@ -410,7 +419,7 @@ func (a *attempt) judge() *process {
 		return a.predecessorOwns("ErrRolledBack", crossfade.ExitRolledBack)
 	case outcomeYielding, outcomeReturning:
 		return a.yields()
-	case outcomeSuccessor:
+	case outcomeSuccessor, outcomeMoved, outcomeKept, outcomeLost:
 		return a.successorOwns()
 	case outcomeHeir:
 		s := a.sides[successor]
@@ -500,10 +509,11 @@ func (a *attempt) successorOwns() *process {
 		if _, err := p.expect(a.ctx, eventExit); a.fail(err) {
 			return nil
 		}
-		a.fail(a.client.again()) // it drains, and serves what it has accepted
-		a.client.close()
 	}
 	if _, err := s.expect(a.ctx, eventSettled); a.fail(err) {
+		return nil
+	}
+	if a.fail(a.clientIsServed()) {
 		return nil
 	}
 	a.verify(s)
@@ -511,6 +521,25 @@ func (a *attempt) successorOwns() *process {
 		a.leave(p, "ErrRetired", 0)
 	}
 	return a.remains(s)
+}
+
+// clientIsServed checks that the client which the predecessor had accepted is with the
+// process that has it by the rules, and with nobody if that one was ended.
+func (a *attempt) clientIsServed() error {
+	defer a.client.close()
+	p, s := a.sides[predecessor], a.sides[successor]
+	switch a.cell.want {
+	case outcomeMoved:
+		return a.client.servedBy(s)
+	case outcomeLost, outcomeNobodyLost:
+		a.victim().kill() // it may stand still
+		return a.client.lost()
+	default: // it drains, and serves what it has accepted
+		if !p.acts() {
+			return nil
+		}
+		return a.client.servedBy(p)
+	}
 }
 
 // remains checks that the owner, which is alone now, has what an owner at rest
@@ -590,7 +619,7 @@ func (a *attempt) nobodyOwns() *process {
 		if _, err := p.expect(a.ctx, eventExit); a.fail(err) {
 			return nil
 		}
-		a.fail(a.client.again())
+		a.fail(a.clientIsServed())
 	}
 	a.victim().kill()
 	fresh, err := a.start(a.fresh)

@@ -68,8 +68,6 @@ var elsewhere = map[string]string{
 	"Refuse":          "no attempt has begun: see the scenarios",
 	"ControlRequest":  "a controller's",
 	"ControlResponse": "a controller's",
-	"Connection":      "reserved",
-	"ConnectionAck":   "reserved",
 	"EndDrain":        "not sent by this version",
 }
 

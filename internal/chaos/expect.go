@@ -28,12 +28,25 @@ const (
 	outcomeYielding    outcome = "n"
 	outcomeReturning   outcome = "m"
 	outcomeNobody      outcome = "-"
+
+	// Of a scenario in which a client moves.
+	outcomeMoved      outcome = "S>"
+	outcomeKept       outcome = "S<"
+	outcomeLost       outcome = "S!"
+	outcomeNobodyKept outcome = "-<"
+	outcomeNobodyLost outcome = "-!"
 )
 
 var outcomes = []outcome{
 	outcomePredecessor, outcomeSuccessor, outcomeHeir, outcomeFresh,
 	outcomeUnsettled, outcomeResumable, outcomeRolledBack, outcomeYielding,
 	outcomeReturning, outcomeNobody,
+	outcomeMoved, outcomeKept, outcomeLost, outcomeNobodyKept, outcomeNobodyLost,
+}
+
+// nobody reports whether the service is nobody's, so that clients are turned away.
+func (o outcome) nobody() bool {
+	return o == outcomeFresh || o == outcomeNobody || o == outcomeNobodyKept || o == outcomeNobodyLost
 }
 
 // fault is what goes wrong.

@@ -200,6 +200,29 @@ func (s *session) again() error {
 	return err
 }
 
+// stay has the service know it as one that may be told to move.
+func (s *session) stay() error {
+	if _, err := fmt.Fprintln(s.conn, staying); err != nil {
+		return err
+	}
+	_, err := ask(s.conn, s.in)
+	return err
+}
+
+// servedBy asks whether that process answers now, and nobody else.
+func (s *session) servedBy(p *process) error {
+	s.who = p.name
+	return s.again()
+}
+
+// lost fails if anybody still answers.
+func (s *session) lost() error {
+	if err := s.again(); err == nil {
+		return fmt.Errorf("%s still answers a client that had ended with another process", s.who)
+	}
+	return nil
+}
+
 func (s *session) close() { _ = s.conn.Close() }
 
 // askPackets asks the UDP socket once.

@@ -36,6 +36,7 @@ type service struct {
 	upg     *crossfade.Upgrader
 
 	generation atomic.Uint64
+	stays      atomic.Pointer[visitor] // the client that asked for it, of whoever has it
 	listeners  []io.Closer
 	conns      sync.WaitGroup
 
@@ -165,6 +166,9 @@ func (s *service) open(ctx context.Context) error {
 		s.listeners = append(s.listeners, ln)
 		go s.accept(ln)
 	}
+	handed := s.upg.HandedOver("web")
+	s.listeners = append(s.listeners, handed)
+	go s.accept(handed)
 	packets, err := s.upg.ListenPacket(ctx, "packets", "udp", s.spec.Address)
 	if err != nil {
 		return err
@@ -185,19 +189,63 @@ func (s *service) accept(ln net.Listener) {
 		if err != nil {
 			return
 		}
-		s.conns.Go(func() { s.answer(c) })
+		v := &visitor{conn: c, left: make(chan struct{})}
+		_, known := crossfade.HandOverOf(c)
+		s.conns.Go(func() { s.answer(v, known) })
 	}
 }
 
-// answer says who serves the connection, once by itself and then for each line.
-func (s *service) answer(c net.Conn) {
-	defer c.Close()
-	in := bufio.NewScanner(c)
+// visitor is a connection of the service.
+type visitor struct {
+	conn   net.Conn
+	moving atomic.Bool
+	left   chan struct{} // closed when nobody reads from one that moves
+}
+
+// answer says who serves the connection, once by itself unless the client is known,
+// and then for each line.
+func (s *service) answer(v *visitor, known bool) {
+	in := bufio.NewScanner(v.conn)
 	for {
-		if _, err := c.Write(s.who()); err != nil || !in.Scan() {
-			return
+		if !known {
+			if _, err := v.conn.Write(s.who()); err != nil {
+				break
+			}
+		}
+		known = false
+		if !in.Scan() {
+			break
+		}
+		if in.Text() == staying {
+			s.stays.Store(v) // before the answer, after which it may be told to move
 		}
 	}
+	if v.moving.Load() {
+		close(v.left)
+		return
+	}
+	_ = v.conn.Close()
+}
+
+// staying is what a client says that may be told to move.
+const staying = "stay"
+
+// move hands the client that stays over, and serves it on if it cannot.
+func (s *service) move() {
+	v := s.stays.Load()
+	v.moving.Store(true)
+	err := v.conn.SetReadDeadline(time.Unix(1, 0))
+	if err == nil {
+		<-v.left // the client says nothing before it knows that it was told to move
+		err = s.upg.HandOverConn(context.Background(), "web", v.conn, nil)
+	}
+	s.report(newEvent(eventMoved, "", err))
+	if err == nil || errors.Is(err, crossfade.ErrOutcomeUnknown) {
+		return
+	}
+	v.moving.Store(false)
+	_ = v.conn.SetReadDeadline(time.Time{}) // a client that has gone is none of ours
+	s.conns.Go(func() { s.answer(v, true) })
 }
 
 func (s *service) answerPackets(pc net.PacketConn) {
@@ -243,6 +291,8 @@ func (s *service) obey() {
 			go s.do(func() error { s.upg.Stop(); return nil })
 		case commandSettle:
 			go s.do(func() error { return s.upg.Settle(context.Background()) })
+		case commandMove:
+			go s.move()
 		case commandRollback:
 			go s.do(func() error { return s.upg.Rollback(context.Background(), "as told") })
 		case commandExec:

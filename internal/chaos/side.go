@@ -72,6 +72,7 @@ const (
 	eventSettled  = "settled"
 	eventGone     = "gone"     // the predecessor has exited
 	eventExit     = "exit"     // Exit is closed
+	eventMoved    = "moved"    // a client was handed over, or cannot be
 	eventAnswer   = "answer"   // a command has been done
 	eventHolding  = "holding"  // a child holds a copy of the connection to the predecessor
 	eventEnd      = "end"      // the process is gone; of the harness
@@ -91,6 +92,7 @@ const (
 	commandStop     = "stop"
 	commandSettle   = "settle"
 	commandRollback = "roll back"
+	commandMove     = "move" // hand the client over that stays
 	commandQuit     = "quit" // finish what is open and exit
 	commandExec     = "exec" // become another program
 	commandHold     = "hold" // have a child hold the connection to the predecessor open
@@ -110,6 +112,7 @@ var sentinels = map[string]error{
 	"ErrAborted":      crossfade.ErrAborted,
 	"ErrLost":         crossfade.ErrLost,
 	"ErrProtocol":     crossfade.ErrProtocol,
+	"ErrNotTaken":     crossfade.ErrNotTaken,
 }
 
 // now is the monotonic clock of the whole machine, so that the stamps of several
