@@ -14,9 +14,6 @@ import (
 	"github.com/crossfade-go/crossfade/scm"
 )
 
-// ErrNotTaken: the successor has no use for a connection, which stays the caller's.
-var ErrNotTaken = handoff.ErrNotTaken
-
 // HandOver is what travels with an established connection. Together it may have 512
 // KiB.
 type HandOver struct {

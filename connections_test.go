@@ -183,7 +183,7 @@ func optionsOf(c net.Conn) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var text string
+	var text []byte
 	err = raw.Control(func(fd uintptr) {
 		for _, o := range []struct {
 			name         string
@@ -195,12 +195,12 @@ func optionsOf(c net.Conn) (string, error) {
 			{"count", unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
 		} {
 			v, err := unix.GetsockoptInt(int(fd), o.level, o.which)
-			text += fmt.Sprintf("%s %d %v; ", o.name, v, err)
+			text = fmt.Appendf(text, "%s %d %v; ", o.name, v, err)
 		}
 		linger, err := unix.GetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER)
-		text += fmt.Sprintf("linger %v %v", linger, err)
+		text = fmt.Appendf(text, "linger %v %v", linger, err)
 	})
-	return text, err
+	return string(text), err
 }
 
 // movers are an owner of a listener that nobody takes from, with a client, and what
@@ -322,8 +322,7 @@ func TestAConnectionMoves(t *testing.T) {
 			}
 
 			// What it has not read goes on with it, and nothing else of what came.
-			old, next = next, nil
-			_, next = m.succeed("web")
+			old, next = m.succeed("web")
 			old.do("hand it on", connSpec{Key: "a", From: "web"})
 			if came := query[cameAs](next, "accept", connSpec{Key: "a", From: "handed web"}); came != want {
 				t.Errorf("what comes is %+v, want %+v", came, want)

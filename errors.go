@@ -101,6 +101,9 @@ var (
 	ErrCancelled = handoff.ErrCancelled
 	// ErrCommitted: the attempt has been committed and cannot be cancelled.
 	ErrCommitted = handoff.ErrCommitted
+	// ErrNotTaken: the successor has no use for a connection, which stays the
+	// caller's.
+	ErrNotTaken = handoff.ErrNotTaken
 	// ErrWrongState: the owner's state does not allow the request.
 	ErrWrongState = handoff.ErrWrongState
 	// ErrNotAllowed: the owner's configuration or its system does not allow the

@@ -410,7 +410,7 @@ func (c *streamClient) read(n int) error {
 // run sends, in pieces of any size and with pauses of any length, until stop is
 // closed, and reads all that is answered.
 func (c *streamClient) run(stop <-chan struct{}) error {
-	total := make(chan uint64, 1)  // how much is sent altogether: there before the last of it
+	total := make(chan uint64, 1) // how much is sent altogether: there before the last of it
 	failed := make(chan error, 1) // room for the one error, or for nil
 	go func() { failed <- c.send(stop, total) }()
 	in := make([]byte, 4<<10)

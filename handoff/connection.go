@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
 	"sync"
-	"syscall"
 
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
 	"github.com/crossfade-go/crossfade/scm"
@@ -44,10 +42,6 @@ type Connection struct {
 	Identity scm.Identity
 	FD       *scm.FD
 }
-
-// ErrNotTaken: the successor has no use for the connection, which is this process's
-// as before.
-var ErrNotTaken = errors.New("the successor has not taken the connection")
 
 // transfers are the connections on their way to a successor.
 type transfers struct {
@@ -137,10 +131,8 @@ func outcome(err error, done func(error)) error {
 // unsent is the error of a connection that was not written, or not to its end: that is
 // no message, so nobody can take it.
 func unsent(err error) error {
-	for _, gone := range []error{syscall.EPIPE, syscall.ECONNRESET, net.ErrClosed} {
-		if errors.Is(err, gone) {
-			return fmt.Errorf("%w: %w", ErrLost, err)
-		}
+	if scm.IsClosed(err) {
+		return fmt.Errorf("%w: %w", ErrLost, err)
 	}
 	return fmt.Errorf("the connection could not be sent: %w", err)
 }

@@ -474,11 +474,13 @@ func TestTakingConnections(t *testing.T) {
 	})
 	bubble(t, "a no has a reason of bounded length", func(t *testing.T) {
 		c, p := settled(t, passing(welcome(0)))
-		c.receiver.onConnection = func(*handoff.Connection) error { return errors.New(strings.Repeat("no\n", 2*handoff.MaxAckReason)) }
+		c.receiver.onConnection = func(*handoff.Connection) error {
+			return errors.New("no:\n" + strings.Repeat("x", 2*handoff.MaxAckReason))
+		}
 		pass(p, connectionTo("web"))
 		m, _ := p.hear()
 		ack, ok := m.(*pb.ConnectionAck)
-		if !ok || ack.GetId() != 5 || ack.GetTaken() || !strings.HasPrefix(ack.GetReason(), "no; no; ") || len(ack.GetReason()) > handoff.MaxAckReason || len(ack.GetReason()) < handoff.MaxAckReason-3 {
+		if !ok || ack.GetId() != 5 || ack.GetTaken() || !strings.HasPrefix(ack.GetReason(), "no:; xxx") || len(ack.GetReason()) > handoff.MaxAckReason || len(ack.GetReason()) < handoff.MaxAckReason-3 {
 			t.Errorf("the answer is %v", m)
 		}
 		c.receiver.onConnection = nil

@@ -64,6 +64,9 @@ var (
 	// ErrOutcomeUnknown: the caller stopped waiting for something that was
 	// already told to the other side and may still happen.
 	ErrOutcomeUnknown = errors.New("the outcome is not known yet")
+	// ErrNotTaken: the successor has no use for a connection, which is this
+	// process's as before.
+	ErrNotTaken = errors.New("the successor has not taken the connection")
 	// ErrWrongState: the state of the process does not allow the request.
 	ErrWrongState = errors.New("not possible now")
 	// ErrNotAllowed: the owner's configuration or its system does not allow the

@@ -197,6 +197,12 @@ func (c *Conn) Send(ctx context.Context, payload []byte, fds ...*FD) error {
 	return err
 }
 
+// IsClosed reports whether an error of Send says that one of the two sides has closed
+// its end: nobody will read what was to be sent.
+func IsClosed(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)
+}
+
 func (c *Conn) takeTurn(ctx context.Context) error {
 	select {
 	case c.turn <- struct{}{}:
