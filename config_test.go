@@ -231,6 +231,9 @@ func TestDrainContext(t *testing.T) {
 		<-time.After(20 * time.Second)
 		after, cancel2 := upg.DrainContext(context.Background())
 		defer cancel2()
+		if deadline, ok := after.Deadline(); !ok || deadline.Sub(exited) != time.Minute {
+			t.Errorf("asked for after Exit, its deadline is %v after it", deadline.Sub(exited))
+		}
 		for _, ctx := range []context.Context{before, after} {
 			<-ctx.Done()
 			if took := time.Since(exited); took != time.Minute {

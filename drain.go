@@ -27,34 +27,51 @@ const (
 // DrainContext returns a context for what remains to be done after Exit: it
 // ends with parent, DrainTimeout after Exit, or when the successor asks for the
 // end of the drain. Without any of these it never ends. It may be called
-// before Exit.
+// before Exit; called after it, its Deadline tells when DrainTimeout ends.
 //
 // When DrainTimeout ends it, the cause matches [context.DeadlineExceeded], and a
 // process that was replaced has 2 s to exit by itself, with whatever status it
 // likes. See Config.DrainTimeout for what happens then.
 func (u *Upgrader) DrainContext(parent context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(parent)
+	over := fmt.Errorf("crossfade: the drain has lasted DrainTimeout, %v: %w", u.cfg.DrainTimeout, context.DeadlineExceeded)
+	end := func() { cancel(context.Canceled) }
+	if deadline := u.drainDeadlineIfKnown(); !deadline.IsZero() {
+		timed, stop := context.WithDeadlineCause(ctx, deadline, over)
+		go u.cancelAtEndDrain(timed, cancel)
+		return timed, func() { end(); stop() }
+	}
 	go func() {
 		select {
 		case <-u.exit:
 		case <-ctx.Done():
 			return
 		}
-		var ended <-chan time.Time
 		if deadline := u.drainDeadline(); !deadline.IsZero() {
-			timer := time.NewTimer(time.Until(deadline))
+			timer := time.AfterFunc(time.Until(deadline), func() { cancel(over) })
 			defer timer.Stop()
-			ended = timer.C
 		}
-		select {
-		case <-ended:
-			cancel(fmt.Errorf("crossfade: the drain has lasted DrainTimeout, %v: %w", u.cfg.DrainTimeout, context.DeadlineExceeded))
-		case <-u.endDrain:
-			cancel(fmt.Errorf("crossfade: the successor asked for the end of the drain: %w", context.Canceled))
-		case <-ctx.Done():
-		}
+		u.cancelAtEndDrain(ctx, cancel)
 	}()
-	return ctx, func() { cancel(context.Canceled) }
+	return ctx, end
+}
+
+// drainDeadlineIfKnown is the drainDeadline, or the zero time also before Exit.
+func (u *Upgrader) drainDeadlineIfKnown() time.Time {
+	if !isClosed(u.exit) {
+		return time.Time{}
+	}
+	return u.drainDeadline()
+}
+
+// cancelAtEndDrain waits for the end of ctx, which cancel brings about, and brings it
+// about if the successor asks for it.
+func (u *Upgrader) cancelAtEndDrain(ctx context.Context, cancel context.CancelCauseFunc) {
+	select {
+	case <-u.endDrain:
+		cancel(fmt.Errorf("crossfade: the successor asked for the end of the drain: %w", context.Canceled))
+	case <-ctx.Done():
+	}
 }
 
 // endDrainOf asks an older generation to end its drain now, and says how. Its
