@@ -1,0 +1,28 @@
+package httphandoff
+
+import "net/http"
+
+// Upgrader is what a test can put between a Server and its Upgrader.
+type Upgrader = upgrader
+
+// NewBehind is New with another Upgrader.
+func NewBehind(upg Upgrader, srv *http.Server, name string) *Server {
+	return newServer(upg, srv, name)
+}
+
+// BufferSize is the size that the server's read buffer is taken to have.
+var BufferSize = bufferSize
+
+// HasRead reports whether the server has read something since the last state.
+func HasRead(c *Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.observer.delivered
+}
+
+// HasBegun reports whether Shutdown has told all connections to move.
+func HasBegun(s *Server) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.awaited != nil
+}

@@ -1,0 +1,382 @@
+package httphandoff
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/crossfade-go/crossfade"
+)
+
+// Server lets an [http.Server] hand its connections over. Its methods may be called
+// concurrently.
+type Server struct {
+	upg  upgrader
+	srv  *http.Server
+	name string
+
+	handed  net.Listener
+	install sync.Once
+	slots   chan struct{} // has an element for each connection on its way
+
+	serving sync.WaitGroup // the calls of http.Server.Serve and ServeTLS
+
+	mu        sync.Mutex
+	began     bool // one of the calls was made
+	listeners map[*listener]struct{}
+	conns     map[net.Conn]*tracked
+	count     counts
+	plan      plan
+	awaited   func(*counts) int // what Shutdown waits for to become zero, nil before
+	zero      chan struct{}     // has room for one word that it is
+	drain     context.Context   // of Shutdown, in whose time connections move
+	moved     int
+	kept      int
+	failure   error // why the first of kept was
+}
+
+// upgrader is what is needed of a [crossfade.Upgrader].
+type upgrader interface {
+	HandOverConn(ctx context.Context, listener string, c net.Conn, h *crossfade.HandOver) error
+	HandedOver(listener string) net.Listener
+	Err() error
+	Settled() <-chan struct{}
+}
+
+// plan is how the connections are to end.
+type plan int
+
+const (
+	stay     plan = iota // not at all
+	move                 // a successor takes them
+	farewell             // at their next response: somebody else serves from now on
+	finish               // at the end of their request: nobody does
+)
+
+// What travels with a connection. Whoever does not know a value takes the connection
+// for a new one, and so does this package.
+const (
+	stateNew  = ""     // no request was read
+	stateIdle = "idle" // it has had a response
+)
+
+const (
+	// maxMoving is how many connections may be on their way. Each takes a second
+	// descriptor; more than crossfade sends without an answer would only wait.
+	maxMoving = 64
+	// maxSilence is how long a connection may keep a server that stops for good from
+	// ending, if nothing has come on it: as long as [http.Server.Shutdown] lets it.
+	maxSilence = 5 * time.Second
+	// goodbye is how much of the drain is left for the end of HTTP/2 connections,
+	// which takes a second after GOAWAY (net/http).
+	goodbye = 2 * time.Second
+)
+
+// New prepares srv to take over connections of the predecessor's Server of that name,
+// and to hand over its own. Call it before [crossfade.Upgrader.Ready]: a predecessor
+// begins to hand over as soon as it has retired. The name is that of the listener by
+// custom, but any will do, one for each Server.
+//
+// srv may be configured until Serve or ServeTLS is called for the first time, and must
+// not be changed or served in other ways after that: these add hooks of their own to
+// ConnContext, ConnState and Handler, and call what was there.
+func New(upg *crossfade.Upgrader, srv *http.Server, name string) *Server {
+	return newServer(upg, srv, name)
+}
+
+func newServer(upg upgrader, srv *http.Server, name string) *Server {
+	return &Server{
+		upg: upg, srv: srv, name: name,
+		handed:    upg.HandedOver(name),
+		slots:     make(chan struct{}, maxMoving),
+		listeners: make(map[*listener]struct{}),
+		conns:     make(map[net.Conn]*tracked),
+		zero:      make(chan struct{}, 1),
+	}
+}
+
+// Serve is [http.Server.Serve] for connections that can move, and for those that the
+// predecessor hands over. Those of ln can move if its Accept returns *[net.TCPConn] or
+// *[net.UnixConn], as that of [crossfade.Upgrader.Listen] does; all others, such as
+// those of [tls.NewListener], end as [Server.Shutdown] says. It may be called for
+// several listeners.
+//
+// It takes ownership of ln, and returns [http.ErrServerClosed] after Shutdown.
+func (s *Server) Serve(ln net.Listener) error {
+	return s.serve(ln, s.wrap, s.srv.Serve)
+}
+
+// ServeTLS is [http.Server.ServeTLS]. Its connections cannot move. What a predecessor
+// that served the same name without TLS hands over is served here, without TLS.
+func (s *Server) ServeTLS(ln net.Listener, certFile, keyFile string) error {
+	return s.serve(ln, asItIs, func(ln net.Listener) error { return s.srv.ServeTLS(ln, certFile, keyFile) })
+}
+
+func (s *Server) serve(ln net.Listener, wrap func(net.Conn) net.Conn, serve func(net.Listener) error) error {
+	s.install.Do(s.addHooks)
+	l := &listener{Listener: ln, wrap: wrap, addr: ln.Addr()}
+	s.mu.Lock()
+	if s.plan != stay {
+		s.mu.Unlock()
+		return errors.Join(http.ErrServerClosed, ln.Close())
+	}
+	s.listeners[l] = struct{}{}
+	s.serving.Add(1)
+	if !s.began {
+		s.began = true
+		// With the address of ln, for BaseContext.
+		handed := &listener{Listener: s.handed, wrap: s.wrap, addr: ln.Addr()}
+		s.serving.Go(func() { _ = s.srv.Serve(handed) }) // until it is closed
+	}
+	s.mu.Unlock()
+	defer s.serving.Done()
+	err := serve(l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, l)
+	if s.plan != stay && errors.Is(err, net.ErrClosed) {
+		return http.ErrServerClosed
+	}
+	return err
+}
+
+// listener accepts what the server sees.
+type listener struct {
+	net.Listener
+	wrap func(net.Conn) net.Conn
+	addr net.Addr
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return l.wrap(c), nil
+}
+
+func (l *listener) Addr() net.Addr { return l.addr }
+
+func asItIs(c net.Conn) net.Conn { return c }
+
+// wrap makes a Conn of what can move. Another type is unknown here, and may have read
+// more than it has given out.
+func (s *Server) wrap(accepted net.Conn) net.Conn {
+	c := &Conn{server: s}
+	switch a := accepted.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		c.below = a
+		return c
+	case *crossfade.HandedTCPConn:
+		c.below = a.TCPConn
+	case *crossfade.HandedUnixConn:
+		c.below = a.UnixConn
+	default:
+		return accepted
+	}
+	came, _ := crossfade.HandOverOf(accepted)
+	c.unread = came.Unread
+	if string(came.State) == stateIdle {
+		c.idle = idleArrival{came: true, limit: max(0, s.idleTimeout())}
+	}
+	return c
+}
+
+// idleTimeout is the one that the server uses.
+func (s *Server) idleTimeout() time.Duration {
+	if s.srv.IdleTimeout != 0 {
+		return s.srv.IdleTimeout
+	}
+	return s.srv.ReadTimeout
+}
+
+// addHooks has the server tell of its connections.
+func (s *Server) addHooks() {
+	connContext, connState, handler := s.srv.ConnContext, s.srv.ConnState, s.srv.Handler
+	s.srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		s.track(c)
+		if connContext != nil {
+			if ctx = connContext(ctx, c); ctx == nil {
+				return nil // which is the server's to complain of
+			}
+		}
+		return context.WithValue(ctx, connKey{s}, c)
+	}
+	s.srv.ConnState = func(c net.Conn, state http.ConnState) {
+		if connState != nil {
+			connState(c, state)
+		}
+		s.follow(c, state)
+	}
+	s.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, _ := r.Context().Value(connKey{s}).(net.Conn)
+		if s.endsWithResponse(c) && r.Header.Get("Upgrade") == "" {
+			// For HTTP/2 too, where net/http makes a GOAWAY of it.
+			w.Header().Set("Connection", "close")
+		}
+		if handler == nil {
+			http.DefaultServeMux.ServeHTTP(w, r)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	})
+}
+
+// connKey leads from a request to its connection.
+type connKey struct{ s *Server }
+
+// endsWithResponse reports whether the client shall not send another request.
+func (s *Server) endsWithResponse(c net.Conn) bool {
+	s.mu.Lock()
+	plan := s.plan
+	s.mu.Unlock()
+	if plan == stay {
+		return false
+	}
+	moving, ok := c.(*Conn)
+	return plan != move || !ok || !moving.canMove()
+}
+
+// tracked is a connection of the server that is not closed.
+type tracked struct {
+	state http.ConnState
+	http2 bool
+}
+
+// counts are the connections by what is done with them.
+type counts struct {
+	http1 [http.StateClosed + 1]int // by state
+	http2 int
+}
+
+func (n *counts) of(t *tracked) *int {
+	if t.http2 {
+		return &n.http2
+	}
+	return &n.http1[t.state]
+}
+
+// all are those that are to move, or to be told in a response to go.
+func (n *counts) all() int {
+	return n.http1[http.StateNew] + n.http1[http.StateActive] + n.http1[http.StateIdle]
+}
+
+// inRequest are those that may be in a request, or before the first.
+func (n *counts) inRequest() int { return n.http1[http.StateNew] + n.http1[http.StateActive] }
+
+// active are those that are in a request.
+func (n *counts) active() int { return n.http1[http.StateActive] }
+
+func (s *Server) track(c net.Conn) {
+	if !reflect.TypeOf(c).Comparable() {
+		return // a listener's own type, which only the server can follow
+	}
+	s.mu.Lock()
+	t := &tracked{state: http.StateNew}
+	s.conns[c] = t
+	*s.count.of(t)++
+	moves := s.plan == move
+	s.mu.Unlock()
+	if own, ok := c.(*Conn); ok && moves {
+		own.move()
+	}
+}
+
+// follow is the server's ConnState.
+func (s *Server) follow(c net.Conn, state http.ConnState) {
+	if own, ok := c.(*Conn); ok {
+		own.state(state)
+	}
+	if !reflect.TypeOf(c).Comparable() {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.conns[c]
+	if t == nil {
+		return
+	}
+	*s.count.of(t)--
+	t.state = state
+	if state == http.StateHijacked || state == http.StateClosed {
+		delete(s.conns, c)
+	} else {
+		t.http2 = t.http2 || state != http.StateNew && speaksHTTP2(c)
+		*s.count.of(t)++
+	}
+	s.lookLocked()
+}
+
+// speaksHTTP2 is for a connection on which something was read.
+func speaksHTTP2(c net.Conn) bool {
+	switch c := c.(type) {
+	case *Conn:
+		return c.http2()
+	case *tls.Conn:
+		return c.ConnectionState().NegotiatedProtocol == "h2"
+	default:
+		return false
+	}
+}
+
+// lookLocked tells Shutdown when what it waits for has gone.
+func (s *Server) lookLocked() {
+	if s.awaited == nil || s.awaited(&s.count) > 0 {
+		return
+	}
+	select {
+	case s.zero <- struct{}{}:
+	default: // it was told
+	}
+}
+
+// handOver gives a connection to the successor and reports whether it is not this
+// process's any more.
+func (s *Server) handOver(c net.Conn, unread []byte, state string) bool {
+	s.mu.Lock()
+	ctx := s.drain
+	s.mu.Unlock()
+	err := s.handOverNow(ctx, c, &crossfade.HandOver{Unread: unread, State: []byte(state)})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil || errors.Is(err, crossfade.ErrOutcomeUnknown) {
+		s.moved++
+		return true
+	}
+	s.kept++
+	if s.failure == nil {
+		s.failure = err
+		slog.Warn("a connection has not moved to the successor: it is told to close in its next response, and so are others",
+			"listener", s.name, "client", c.RemoteAddr().String(), "err", err)
+	}
+	return false
+}
+
+func (s *Server) handOverNow(ctx context.Context, c net.Conn, h *crossfade.HandOver) error {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return s.upg.HandOverConn(ctx, s.name, c, h)
+}
+
+// Stats are the connections that Shutdown has dealt with so far.
+type Stats struct {
+	Moved int // to the successor
+	Kept  int // could have moved, but were not taken
+}
+
+// Stats may be called at any time.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Stats{Moved: s.moved, Kept: s.kept}
+}

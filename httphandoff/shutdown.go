@@ -1,0 +1,162 @@
+package httphandoff
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/crossfade-go/crossfade"
+)
+
+// Shutdown ends the serving, in the place of [http.Server.Shutdown], once the
+// Upgrader's Exit is closed. It closes the listeners, deals with each connection, and
+// returns nil when none is left but those that were hijacked, or else the error of
+// ctx. What a connection comes to depends on who serves from now on.
+//
+// A successor, because this process has retired: each connection moves as soon as
+// nothing that was read of it is with this server, that is, at once while it is
+// idle or nothing has come on it, and else when its request, and what the client
+// has sent behind it in one piece, was answered. One that cannot move, or that the
+// successor does not take, is told in its next response to close. Nothing else closes
+// it but the end of ctx.
+//
+// The predecessor, because this process has rolled back: no connection can move,
+// and all are told in their next response to close.
+//
+// Nobody: requests are finished, also those on connections that were accepted and
+// have not sent any yet, for 5 s, and whoever is idle then is closed, as by
+// [http.Server.Shutdown].
+//
+// HTTP/2 connections are told to go (GOAWAY) with their next response, and by the
+// server's own Shutdown, which follows when all others are gone, and 2 s before the
+// deadline of ctx at the latest.
+//
+// When ctx ends, connections that are in a request stay open: [http.Server.Close] or
+// the end of the process closes them. Further calls return [http.ErrServerClosed].
+func (s *Server) Shutdown(ctx context.Context) error {
+	first, listeners, err := s.begin(ctx)
+	if !first {
+		return http.ErrServerClosed
+	}
+	for _, ln := range listeners {
+		err = errors.Join(err, ignoreClosed(ln.Close()))
+	}
+	_ = s.handed.Close() // refuses from now on; what has come is served, and moves
+	s.serving.Wait()     // now it is certain who has come
+	s.refuseUnserved()
+	s.end(ctx)
+	if shutdownErr := s.srv.Shutdown(ctx); shutdownErr != nil {
+		return shutdownErr
+	}
+	return err
+}
+
+// begin decides on the plan.
+func (s *Server) begin(ctx context.Context) (first bool, listeners []*listener, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.plan != stay {
+		return false, nil, nil
+	}
+	s.drain = ctx
+	s.plan = s.choose()
+	return true, slices.Collect(maps.Keys(s.listeners)), nil
+}
+
+func (s *Server) choose() plan {
+	err := s.upg.Err()
+	switch {
+	case errors.Is(err, crossfade.ErrRetired):
+		return move
+	case errors.Is(err, crossfade.ErrRolledBack):
+		return farewell
+	}
+	select {
+	case <-s.upg.Settled():
+		return finish
+	default:
+		return farewell // stopped on probation: the predecessor has it again
+	}
+}
+
+// refuseUnserved closes what was handed over to a Server that never served.
+func (s *Server) refuseUnserved() {
+	for {
+		c, err := s.handed.Accept()
+		if err != nil {
+			return
+		}
+		_ = c.Close()
+	}
+}
+
+// end deals with the connections, and returns when only those are left that the
+// server's own Shutdown deals with.
+func (s *Server) end(ctx context.Context) {
+	s.mu.Lock()
+	plan, conns := s.plan, slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	if plan == finish {
+		silent, cancel := context.WithTimeout(ctx, maxSilence)
+		s.await(silent, (*counts).inRequest)
+		cancel()
+		s.await(ctx, (*counts).active)
+		return
+	}
+	if plan == move {
+		for _, c := range conns {
+			if own, ok := c.(*Conn); ok {
+				own.move()
+			}
+		}
+	}
+	enough, cancel := s.untilGoodbye(ctx)
+	defer cancel()
+	s.await(enough, (*counts).all)
+	if s.left((*counts).all) > 0 && s.left(countHTTP2) == 0 {
+		s.await(ctx, (*counts).all)
+	}
+}
+
+func countHTTP2(n *counts) int { return n.http2 }
+
+// untilGoodbye ends before ctx, by the time that HTTP/2 needs.
+func (s *Server) untilGoodbye(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, deadline.Add(-min(goodbye, time.Until(deadline)/2)))
+}
+
+func (s *Server) left(what func(*counts) int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return what(&s.count)
+}
+
+// await returns when there are none of these connections any more, or ctx has ended.
+func (s *Server) await(ctx context.Context, what func(*counts) int) {
+	s.mu.Lock()
+	s.awaited = what
+	s.lookLocked()
+	s.mu.Unlock()
+	for s.left(what) > 0 {
+		select {
+		case <-s.zero: // which may be of something else that was awaited
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
