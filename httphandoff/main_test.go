@@ -64,6 +64,7 @@ type side struct {
 
 // options are what a test changes.
 type options struct {
+	probation time.Duration                                  // that it grants
 	configure func(*side)                                    // before Serve
 	behind    func(*crossfade.Upgrader) httphandoff.Upgrader // nil: the Upgrader itself
 	serve     func(s *side, ln net.Listener) error           // nil: Serve
@@ -84,7 +85,7 @@ func newStage(t *testing.T, o options) *stage {
 func (st *stage) side(name string, o options) *side {
 	t := st.t
 	t.Helper()
-	upg, err := crossfade.New(t.Context(), &crossfade.Config{Socket: st.socket, DrainTimeout: limit})
+	upg, err := crossfade.New(t.Context(), &crossfade.Config{Socket: st.socket, DrainTimeout: limit, Probation: o.probation})
 	must(t, err)
 	t.Cleanup(upg.Stop)
 	ln, err := upg.Listen(t.Context(), "http", "tcp", st.address)
