@@ -23,9 +23,10 @@ import (
 // returns is scripted: a call that finds nothing waits.
 type recorder struct {
 	net.Conn
-	reads      chan string   // what Reads get, one each; EOF when it is closed
-	background chan byte     // what Reads of a single byte get
-	past       chan struct{} // has an element for each past deadline
+	reads      chan string    // what Reads get, one each; EOF when it is closed
+	background chan byte      // what Reads of a single byte get
+	taken      sync.WaitGroup // for what of background was not read
+	past       chan struct{}  // has an element for each past deadline
 	ended      chan struct{}
 
 	mu    sync.Mutex
@@ -42,7 +43,8 @@ func (r *recorder) Read(p []byte) (int, error) {
 	if len(p) == 1 {
 		select {
 		case p[0] = <-r.background:
-			<-r.past // of the end of the request, for which the byte came too early
+			r.taken.Done()
+			<-r.past // of the end of the request: the server thinks that it has ended the Read
 			return 1, nil
 		case <-r.past:
 			return 0, os.ErrDeadlineExceeded
@@ -219,7 +221,10 @@ func record(t *testing.T, configure func(*http.Server), reads []string) []string
 	ln := &one{conn: make(chan net.Conn, 1), closed: make(chan struct{})}
 	srv := &http.Server{
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo),
-		Handler:  http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { _, _ = io.ReadAll(req.Body) }),
+		Handler: http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+			_, _ = io.ReadAll(req.Body)
+			r.taken.Wait()
+		}),
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			r.note("%s", state)
 			if state == http.StateClosed {
@@ -230,6 +235,7 @@ func record(t *testing.T, configure func(*http.Server), reads []string) []string
 	configure(srv)
 	for _, text := range reads {
 		if b, ok := strings.CutPrefix(text, "&"); ok {
+			r.taken.Add(1)
 			r.background <- b[0]
 			continue
 		}

@@ -328,7 +328,18 @@ func TestStop(t *testing.T) {
 func TestRolledBack(t *testing.T) {
 	st := newStage(t, options{probation: limit})
 	st.next = st.side("next", options{})
-	idle, fresh := st.dial(), st.dial()
+	// For an instant both accept.
+	dial := func() *client {
+		for {
+			c := st.dial()
+			select {
+			case <-st.next.accepted:
+				return c
+			case <-st.old.accepted:
+			}
+		}
+	}
+	idle, fresh := dial(), dial()
 	idle.wants("before", idle.get("/who"), "next")
 	st.next.reaches(t, http.StateIdle)
 	must(t, st.next.upg.Rollback(t.Context(), "a test"))
