@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -126,13 +127,14 @@ func TestProblems(t *testing.T) {
 		change func(*bluegreen.Report, []bluegreen.Entry) (*bluegreen.Report, []bluegreen.Entry)
 		want   string // part of the only problem; empty for none
 	}{
-		{"none, idle connections closed", nil, ""},
+		{"a connection closed under a request", nil, "1 requests were on their way"},
+		{"none", answering, ""},
 		{"refused", failing(bluegreen.Refused), "1 connections were refused"},
 		{"reset", failing(bluegreen.Reset), "1 new connections were reset"},
 		{"lost", failing(bluegreen.Lost), "1 requests were lost in flight"},
 		{"other", failing(bluegreen.Other), "1 requests failed in another way"},
 		{"a server that answered nothing", func(r *bluegreen.Report, j []bluegreen.Entry) (*bluegreen.Report, []bluegreen.Entry) {
-			return bluegreen.NewReport(r.Address, r.Requests[:4]), j
+			return bluegreen.NewReport(r.Address, r.Requests[:3]), j
 		}, "pid 22 answered nothing"},
 		{"a fresh start", func(r *bluegreen.Report, j []bluegreen.Entry) (*bluegreen.Report, []bluegreen.Entry) {
 			j[3].Inherited = false
@@ -145,6 +147,9 @@ func TestProblems(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			report, journal := history()
+			if test.want != "" && test.change != nil {
+				report, journal = answering(report, journal)
+			}
 			if test.change != nil {
 				report, journal = test.change(report, journal)
 			}
@@ -157,6 +162,11 @@ func TestProblems(t *testing.T) {
 			}
 		})
 	}
+}
+
+// answering leaves out the request that failed.
+func answering(r *bluegreen.Report, j []bluegreen.Entry) (*bluegreen.Report, []bluegreen.Entry) {
+	return bluegreen.NewReport(r.Address, slices.DeleteFunc(r.Requests, func(r bluegreen.Request) bool { return r.Failure != "" })), j
 }
 
 // failing adds a request that failed.

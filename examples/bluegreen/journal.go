@@ -12,9 +12,10 @@ import (
 
 // The events of a journal.
 const (
-	EventOwns  = "owns"          // the process has become the owner of the service
-	EventBegan = "request began" // a handler has begun
-	EventEnded = "request ended" // that handler is about to return
+	EventOwns   = "owns"          // the process has become the owner of the service
+	EventBegan  = "request began" // a handler has begun
+	EventEnded  = "request ended" // that handler is about to return
+	EventLeaves = "leaves"        // the process has no connection any more and exits
 )
 
 // Entry is one line of the journal that all servers append to.
@@ -30,6 +31,10 @@ type Entry struct {
 	// These two come with EventOwns only.
 	Inherited bool          `json:"inherited,omitempty"` // taken over from a predecessor
 	Handover  time.Duration `json:"handover,omitempty"`  // from before the connect until after the commit
+
+	// These two come with EventLeaves only.
+	Drain time.Duration `json:"drain,omitempty"` // since the process was told to leave: Retired, for a predecessor
+	Moved int           `json:"moved,omitempty"` // connections that the successor has taken
 }
 
 // ReadJournal returns the entries of a journal in the order in which they were

@@ -97,7 +97,18 @@ type Report struct {
 	Address  string        `json:"address"`
 	Answered int           `json:"answered"`
 	Failed   map[Class]int `json:"failed"`
+	Kept     Kept          `json:"kept"`
 	Requests []Request     `json:"requests"`
+}
+
+// Kept is how the clients fared that keep their connection alive.
+type Kept struct {
+	Clients int `json:"clients"`
+	Dialled int `json:"dialled"` // connections that they have opened
+	// Repeated are requests that were sent behind another one in advance, and sent
+	// again on a new connection because the answer to that one said that the server
+	// would close: then they were not handled (RFC 9112, 9.3.2).
+	Repeated int `json:"repeated"`
 }
 
 // NewReport returns the report of requests to address.

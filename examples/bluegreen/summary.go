@@ -11,6 +11,7 @@ type Summary struct {
 	Turns       []Turn // in the order in which they owned
 	Answered    int
 	Failed      map[Class]int
+	Kept        Kept
 	LongestWait time.Duration
 }
 
@@ -22,6 +23,8 @@ type Turn struct {
 	Answered    int
 	Failed      int // all failures but those of class Idle
 	Idle        int
+	Moved       int           // connections that its successor has taken
+	Drain       time.Duration // from being told to leave to its end; 0 if it did not say
 	LongestWait time.Duration
 
 	// Before is who began the last request on a new connection before this one
@@ -34,13 +37,18 @@ type Turn struct {
 
 // Summarize puts a report and a journal together.
 func Summarize(report *Report, journal []Entry) *Summary {
-	s := &Summary{Answered: report.Answered, Failed: report.Failed}
+	s := &Summary{Answered: report.Answered, Failed: report.Failed, Kept: report.Kept}
 	begun := freshlyBegun(report, journal)
 	index := make(map[int]int) // pid to turn
 	for i := range journal {
-		if e := &journal[i]; e.Event == EventOwns {
+		switch e := &journal[i]; e.Event {
+		case EventOwns:
 			index[e.PID] = len(s.Turns)
 			s.Turns = append(s.Turns, newTurn(e, begun))
+		case EventLeaves:
+			if n, ok := index[e.PID]; ok {
+				s.Turns[n].Drain, s.Turns[n].Moved = e.Drain, e.Moved
+			}
 		}
 	}
 	for i := range report.Requests {
@@ -100,8 +108,7 @@ func (t *Turn) count(r *Request) {
 }
 
 // Problems returns what is wrong with a run in which turns servers were meant to
-// follow one another, one sentence each. Requests on idle connections that a
-// server closed are no problem here: [net/http.Server.Shutdown] does that.
+// follow one another, one sentence each.
 func (s *Summary) Problems(turns int) []string {
 	var problems []string
 	report := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
@@ -124,6 +131,7 @@ func (s *Summary) Problems(turns int) []string {
 		{Refused, "connections were refused"},
 		{Reset, "new connections were reset"},
 		{Lost, "requests were lost in flight"},
+		{Idle, "requests were on their way when their connection was closed"},
 		{Other, "requests failed in another way"},
 	} {
 		if n := s.Failed[c.class]; n > 0 {

@@ -16,17 +16,22 @@ import (
 	"github.com/crossfade-go/crossfade/examples/bluegreen"
 )
 
-// client makes one request after another. It speaks HTTP over a plain connection,
-// because an http.Client silently repeats a request whose connection has ended.
+// client makes one request after another, or two at once. It speaks HTTP over a plain
+// connection, because an http.Client silently repeats a request whose connection has
+// ended.
 type client struct {
 	*shared
 	name     string
 	fresh    bool // a connection for each request
+	atOnce   int  // how many requests it sends before it reads an answer
 	outcomes []outcome
 
 	conn net.Conn // nil if there is none
 	br   *bufio.Reader
 	last bluegreen.Process // who has answered on conn; nobody at first
+
+	dialled  int // connections opened
+	repeated int // requests sent again, because the answer before them said that the server closes
 }
 
 // shared is what all clients have in common.
@@ -48,14 +53,16 @@ type outcome struct {
 	err  error
 }
 
-// The time that a client takes between two requests lies between minThink and
-// maxThink. roundTrip is what lies between a connection and its first request, and
+// The time that a client with a new connection for each request takes between two of
+// them lies between minThink and maxThink; one that keeps its connection takes at most
+// maxKeptThink. roundTrip is what lies between a connection and its first request, and
 // between the two pieces of a large one: on the loopback there is no distance, and
 // without it a server would hardly ever be replaced in between.
 const (
-	minThink  = 2 * time.Millisecond
-	maxThink  = 20 * time.Millisecond
-	roundTrip = 2 * time.Millisecond
+	minThink     = 2 * time.Millisecond
+	maxThink     = 20 * time.Millisecond
+	maxKeptThink = 5 * time.Millisecond
+	roundTrip    = 2 * time.Millisecond
 )
 
 // bodySize is the size of a large request's body, more than a packet holds.
@@ -64,43 +71,76 @@ const bodySize = 32 << 10
 // run makes requests until ctx ends or none are left. It never interrupts one.
 func (c *client) run(ctx context.Context) {
 	defer c.hangUp()
-	for n := 0; c.take(); n++ {
-		c.outcomes = append(c.outcomes, c.request(n))
-		think(ctx, minThink+rand.N(maxThink-minThink))
+	for n := 0; ; {
+		var batch []*message
+		for range c.atOnce {
+			if c.take() {
+				batch = append(batch, c.message(n))
+				n++
+			}
+		}
+		if len(batch) == 0 {
+			return
+		}
+		c.make(batch)
+		if c.fresh {
+			think(ctx, minThink+rand.N(maxThink-minThink))
+		} else {
+			think(ctx, rand.N(maxKeptThink))
+		}
 		if ctx.Err() != nil {
 			return
 		}
 	}
 }
 
-// request makes the client's nth request.
-func (c *client) request(n int) outcome {
-	o := outcome{
-		Request: bluegreen.Request{ID: fmt.Sprintf("%s-%d", c.name, n), Fresh: c.fresh, Began: time.Now(), Server: c.last},
-		used:    c.last.PID != 0,
+// message is a request that is to be made.
+type message struct {
+	outcome
+	req   *http.Request
+	bytes []byte
+	asked time.Duration // how long its answer takes by its own nature
+}
+
+// message returns the client's nth request.
+func (c *client) message(n int) *message {
+	m := &message{outcome: outcome{Request: bluegreen.Request{ID: fmt.Sprintf("%s-%d", c.name, n), Fresh: c.fresh}}}
+	m.req, m.asked, m.err = c.newRequest(n, m.ID)
+	if m.err == nil {
+		var b bytes.Buffer
+		m.err = m.req.Write(&b)
+		m.bytes = b.Bytes()
 	}
-	req, asked, err := c.newRequest(n, o.ID)
-	if err != nil {
-		o.err = err
-		return o
+	return m
+}
+
+// make makes requests, all at once, and notes what becomes of them.
+func (c *client) make(batch []*message) {
+	began, asked := time.Now(), time.Duration(0)
+	for i := range batch {
+		batch[i].Began, batch[i].Server, batch[i].used = began, c.last, c.last.PID != 0
 	}
 	if c.conn == nil {
 		asked += roundTrip
 	}
-	reply, err := c.exchange(req)
-	o.Wait = max(0, time.Since(o.Began)-asked)
-	if err != nil {
-		// What the next request would read is the rest of this one.
-		c.hangUp()
-		o.err = err
-		return o
+	err := c.send(batch)
+	for i, m := range batch {
+		asked += m.asked
+		if err == nil && c.conn == nil { // the answer before this one has ended it
+			c.repeated += len(batch) - i
+			asked += roundTrip
+			err = c.send(batch[i:])
+		}
+		if err == nil {
+			err = c.receive(m)
+		}
+		m.Wait = max(0, time.Since(began)-asked)
+		if err != nil {
+			c.hangUp() // what would be read next is the rest of this one
+			m.err = err
+		}
+		c.outcomes = append(c.outcomes, m.outcome)
 	}
-	o.Server = reply.Process
-	if c.conn != nil {
-		c.last = reply.Process
-	}
-	c.answered(reply.PID)
-	return o
 }
 
 // newRequest returns the nth request, and how long its answer takes by its own
@@ -124,54 +164,57 @@ func (c *client) newRequest(n int, id string) (*http.Request, time.Duration, err
 	return req, asked, nil
 }
 
-// exchange sends req and reads the answer, on a connection that it opens if there
-// is none.
-func (c *client) exchange(req *http.Request) (*bluegreen.Reply, error) {
+// send sends requests, on a connection that it opens if there is none: in two pieces
+// if one of them is large.
+func (c *client) send(batch []*message) error {
 	deadline := time.Now().Add(c.limit)
 	if c.conn == nil {
 		dialer := net.Dialer{Deadline: deadline}
 		conn, err := dialer.Dial("tcp", c.address)
 		if err != nil {
-			return nil, err
+			return err
 		}
+		c.dialled++
 		c.conn, c.br = conn, bufio.NewReader(conn)
 		think(context.Background(), roundTrip)
 	}
 	if err := c.conn.SetDeadline(deadline); err != nil {
-		return nil, err
+		return err
 	}
-	if err := c.send(req); err != nil {
-		return nil, err
+	var all []byte
+	large := false
+	for _, m := range batch {
+		all = append(all, m.bytes...)
+		large = large || m.req.ContentLength > 0
 	}
-	resp, err := http.ReadResponse(c.br, req)
+	if large {
+		if _, err := c.conn.Write(all[:len(all)/2]); err != nil {
+			return err
+		}
+		all = all[len(all)/2:]
+		think(context.Background(), roundTrip)
+	}
+	_, err := c.conn.Write(all)
+	return err
+}
+
+// receive reads the answer to a request.
+func (c *client) receive(m *message) error {
+	resp, err := http.ReadResponse(c.br, m.req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
-	reply, err := check(req, resp)
+	reply, err := check(m.req, resp)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	m.Server, c.last = reply.Process, reply.Process
 	if c.fresh || resp.Close {
 		c.hangUp()
 	}
-	return reply, nil
-}
-
-// send writes req, a large one in two pieces.
-func (c *client) send(req *http.Request) error {
-	var b bytes.Buffer
-	if err := req.Write(&b); err != nil {
-		return err
-	}
-	if req.ContentLength > 0 {
-		if _, err := c.conn.Write(b.Next(b.Len() / 2)); err != nil {
-			return err
-		}
-		think(context.Background(), roundTrip)
-	}
-	_, err := c.conn.Write(b.Bytes())
-	return err
+	c.answered(reply.PID)
+	return nil
 }
 
 // check reads the answer and compares it with its request.

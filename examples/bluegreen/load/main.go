@@ -1,6 +1,8 @@
 // Command load makes a bounded number of requests to one address and reports the
 // fate of each. Its clients retry nothing and hide nothing: some open a
-// connection for each request, others keep theirs alive.
+// connection for each request, others keep theirs alive, and some of these send two
+// requests at once. Only what was sent behind a request whose answer says that the
+// server closes is sent again, as HTTP has it, and counted.
 //
 // It stops on SIGINT or SIGTERM, at -requests, or after -for, whichever comes
 // first; requests under way are finished. The exit status is 0 if the report was
@@ -41,7 +43,7 @@ func main() {
 	var opts options
 	flag.StringVar(&opts.address, "address", "", "TCP `address` of the service")
 	flag.IntVar(&opts.fresh, "new", 4, "clients that open a connection for each request")
-	flag.IntVar(&opts.kept, "kept", 8, "clients that keep their connection alive")
+	flag.IntVar(&opts.kept, "kept", 64, "clients that keep their connection alive, each second of which sends two requests at once")
 	flag.IntVar(&opts.requests, "requests", 100_000, "stop after so many requests")
 	flag.DurationVar(&opts.last, "for", time.Minute, "stop after so long")
 	flag.DurationVar(&opts.limit, "limit", 10*time.Second, "how long a request may take")
@@ -65,13 +67,14 @@ func run(ctx context.Context, opts options) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, opts.last)
 	defer cancel()
-	outcomes := runClients(ctx, opts)
+	outcomes, kept := runClients(ctx, opts)
 	// The journal is read after the last request: by now it has all of them.
 	journal, err := readJournal(opts.journal)
 	if err != nil {
 		return err
 	}
 	report := bluegreen.NewReport(opts.address, judge(outcomes, bluegreen.Begun(journal)))
+	report.Kept = kept
 	data, err := json.Marshal(report)
 	if err != nil {
 		return err
@@ -80,7 +83,7 @@ func run(ctx context.Context, opts options) error {
 }
 
 // runClients runs all clients until they have stopped.
-func runClients(ctx context.Context, opts options) []outcome {
+func runClients(ctx context.Context, opts options) ([]outcome, bluegreen.Kept) {
 	shared := &shared{
 		address: opts.address,
 		limit:   opts.limit,
@@ -91,10 +94,10 @@ func runClients(ctx context.Context, opts options) []outcome {
 	}
 	clients := make([]*client, 0, opts.fresh+opts.kept)
 	for n := range opts.fresh {
-		clients = append(clients, &client{shared: shared, name: "new" + strconv.Itoa(n), fresh: true})
+		clients = append(clients, &client{shared: shared, name: "new" + strconv.Itoa(n), fresh: true, atOnce: 1})
 	}
 	for n := range opts.kept {
-		clients = append(clients, &client{shared: shared, name: "kept" + strconv.Itoa(n)})
+		clients = append(clients, &client{shared: shared, name: "kept" + strconv.Itoa(n), atOnce: 1 + n%2})
 	}
 	var wg sync.WaitGroup
 	for _, c := range clients {
@@ -102,10 +105,15 @@ func runClients(ctx context.Context, opts options) []outcome {
 	}
 	wg.Wait()
 	var all []outcome
+	kept := bluegreen.Kept{Clients: opts.kept}
 	for _, c := range clients {
 		all = append(all, c.outcomes...)
+		if !c.fresh {
+			kept.Dialled += c.dialled
+			kept.Repeated += c.repeated
+		}
 	}
-	return all
+	return all, kept
 }
 
 // judge completes the requests: only with the journal can it be said whether a

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -21,6 +20,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/httphandoff"
 )
 
 // version is stamped by the linker: go build -ldflags "-X main.version=v2".
@@ -83,6 +83,14 @@ func run(ctx context.Context, opts options) error {
 	if err != nil {
 		return err
 	}
+	svc := new(service)
+	srv := &http.Server{
+		Handler:           svc.handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelWarn),
+	}
+	defer srv.Close()
+	web := httphandoff.New(upg, srv, "http")
 	// Until Ready returns the predecessor serves, and in this process no client
 	// comes in. Serve may be called earlier; here it needs the generation, which
 	// is certain from now on. What connects in between waits in the queue.
@@ -90,27 +98,13 @@ func run(ctx context.Context, opts options) error {
 		return err
 	}
 	handover := time.Since(began)
-	svc := newService(upg.Status().Process.Generation, journal)
+	svc.begin(upg.Status().Process.Generation, journal)
 	svc.journal.Info("owns", "inherited", upg.HasPredecessor(), "handover", handover)
 	if err := announce(opts.ready, ln.Addr().String()); err != nil {
 		return err
 	}
-	return serve(ctx, upg, ln, svc.handler())
-}
-
-// serve answers requests until this process should leave, and then those that
-// have come.
-func serve(ctx context.Context, upg *crossfade.Upgrader, ln net.Listener, handler http.Handler) error {
-	srv := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: 5 * time.Second,
-		ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelWarn),
-	}
-	defer srv.Close()
-	var arriving arrivals
-	arriving.register(srv)
 	served := make(chan error, 1) // so that Serve can return when nobody waits for it
-	go func() { served <- srv.Serve(ln) }()
+	go func() { served <- web.Serve(ln) }()
 
 	select {
 	case <-upg.Exit():
@@ -119,17 +113,14 @@ func serve(ctx context.Context, upg *crossfade.Upgrader, ln net.Listener, handle
 	case err := <-served:
 		return err
 	}
+	exit := time.Now()
 	slog.Info("draining", "version", version, "pid", os.Getpid(), "why", upg.Err())
 	drain, cancel := upg.DrainContext(context.Background())
 	defer cancel()
-	// Only when Serve has returned is it certain who has come.
-	if err := errors.Join(ln.Close(), ignore(<-served, net.ErrClosed)); err != nil {
-		return err
-	}
-	arriving.wait()
-	if err := srv.Shutdown(drain); err != nil {
+	if err := web.Shutdown(drain); err != nil {
 		return fmt.Errorf("requests were cut off: %w", err)
 	}
+	svc.journal.Info("leaves", "drain", time.Since(exit), "moved", web.Stats().Moved)
 	return ignore(upg.Err(), crossfade.ErrRetired, crossfade.ErrStopped)
 }
 

@@ -29,14 +29,12 @@ type reply struct {
 	Bytes      int64  `json:"bytes"`
 }
 
-func newService(generation uint64, journal io.Writer) *service {
-	self := reply{PID: os.Getpid(), Generation: generation, Version: version}
-	return &service{
-		self: self,
-		// Each entry is one write, so those of several processes do not mix.
-		journal: slog.New(slog.NewJSONHandler(journal, nil)).With(
-			"pid", self.PID, "generation", self.Generation, "version", self.Version),
-	}
+// begin comes before the first request.
+func (s *service) begin(generation uint64, journal io.Writer) {
+	s.self = reply{PID: os.Getpid(), Generation: generation, Version: version}
+	// Each entry is one write, so those of several processes do not mix.
+	s.journal = slog.New(slog.NewJSONHandler(journal, nil)).With(
+		"pid", s.self.PID, "generation", s.self.Generation, "version", s.self.Version)
 }
 
 func (s *service) handler() http.Handler {

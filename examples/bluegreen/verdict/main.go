@@ -66,7 +66,7 @@ func read(reportPath, journalPath string) (*bluegreen.Report, []bluegreen.Entry,
 // printTurns prints a row for each server.
 func printTurns(w io.Writer, s *bluegreen.Summary) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "generation\tversion\tpid\tconnect to commit\tanswered\tfailed\tidle closed\tlongest wait\tserved before\tserved after\tfirst served")
+	fmt.Fprintln(table, "generation\tversion\tpid\tconnect to commit\tanswered\tfailed\tidle closed\tlongest wait\tmoved\tleft after\tserved before\tserved after\tfirst served")
 	for i := range s.Turns {
 		t := &s.Turns[i]
 		handover, first := "-", "-"
@@ -76,8 +76,8 @@ func printTurns(w io.Writer, s *bluegreen.Summary) error {
 		if t.After.PID != 0 {
 			first = "commit" + signed(t.FirstServed)
 		}
-		fmt.Fprintf(table, "%d\t%s\t%d\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n",
-			t.Generation, t.Version, t.PID, handover, t.Answered, t.Failed, t.Idle, short(t.LongestWait),
+		fmt.Fprintf(table, "%d\t%s\t%d\t%s\t%d\t%d\t%d\t%s\t%d\t%s\t%s\t%s\t%s\n",
+			t.Generation, t.Version, t.PID, handover, t.Answered, t.Failed, t.Idle, short(t.LongestWait), t.Moved, short(t.Drain),
 			name(t.Before), name(t.After), first)
 	}
 	return table.Flush()
@@ -98,6 +98,9 @@ func printTotals(w io.Writer, s *bluegreen.Summary) error {
 		{"other failures", s.Failed[bluegreen.Other]},
 		{"idle connections closed under a request", s.Failed[bluegreen.Idle]},
 		{"longest wait of any client", short(s.LongestWait)},
+		{"clients that keep their connection", s.Kept.Clients},
+		{"connections that these have opened", s.Kept.Dialled},
+		{"requests sent again behind an answer that closes", s.Kept.Repeated},
 	} {
 		fmt.Fprintf(table, "%s\t%v\n", line.what, line.value)
 	}
@@ -107,8 +110,7 @@ func printTotals(w io.Writer, s *bluegreen.Summary) error {
 // shownErrors is how many failures of a class are shown with their text.
 const shownErrors = 3
 
-// printErrors prints what the clients saw, but for connections closed while idle:
-// there is always the same to see.
+// printErrors prints what the clients saw.
 func printErrors(w io.Writer, report *bluegreen.Report) error {
 	shown := make(map[bluegreen.Class]int)
 	failed := slices.Clone(report.Requests)
@@ -116,7 +118,7 @@ func printErrors(w io.Writer, report *bluegreen.Report) error {
 	var b strings.Builder
 	for i := range failed {
 		r := &failed[i]
-		if r.Failure == "" || r.Failure == bluegreen.Idle || shown[r.Failure] == shownErrors {
+		if r.Failure == "" || shown[r.Failure] == shownErrors {
 			continue
 		}
 		shown[r.Failure]++
