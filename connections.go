@@ -223,6 +223,16 @@ func (h *handed) rest() []byte {
 	return h.unread
 }
 
+// TakeUnread returns what the predecessor had read and Read has not given out yet. Read
+// gives none of it out any more: it is for a caller that reads below the connection.
+func (h *handed) TakeUnread() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	unread := h.unread
+	h.unread = nil
+	return unread
+}
+
 // take copies what is unread.
 func (h *handed) take(p []byte) int {
 	h.mu.Lock()
@@ -243,11 +253,7 @@ func (h *handed) read(below io.Reader, p []byte) (int, error) {
 }
 
 func (h *handed) writeTo(below io.WriterTo, w io.Writer) (n int64, err error) {
-	h.mu.Lock()
-	unread := h.unread
-	h.unread = nil
-	h.mu.Unlock()
-	if len(unread) > 0 {
+	if unread := h.TakeUnread(); len(unread) > 0 {
 		written, err := w.Write(unread)
 		if err != nil {
 			return int64(written), err

@@ -174,14 +174,13 @@ func (s *Server) wrap(accepted net.Conn) net.Conn {
 		c.below = a
 		return c
 	case *crossfade.HandedTCPConn:
-		c.below = a.TCPConn
+		c.below, c.unread = a.TCPConn, a.TakeUnread()
 	case *crossfade.HandedUnixConn:
-		c.below = a.UnixConn
+		c.below, c.unread = a.UnixConn, a.TakeUnread()
 	default:
 		return accepted
 	}
 	came, _ := crossfade.HandOverOf(accepted)
-	c.unread = came.Unread
 	if string(came.State) == stateIdle {
 		c.idle = idleArrival{came: true, limit: max(0, s.idleTimeout())}
 	}
