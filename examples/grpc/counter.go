@@ -43,7 +43,8 @@ type counterServer interface {
 	Echo(grpc.BidiStreamingServer[wrapperspb.Int64Value, wrapperspb.Int64Value]) error
 }
 
-var echoStream = grpc.StreamDesc{StreamName: "Echo", ServerStreams: true, ClientStreams: true,
+var echoStream = grpc.StreamDesc{
+	StreamName: "Echo", ServerStreams: true, ClientStreams: true,
 	Handler: func(srv any, stream grpc.ServerStream) error {
 		return srv.(counterServer).Echo(&grpc.GenericServerStream[wrapperspb.Int64Value, wrapperspb.Int64Value]{ServerStream: stream})
 	},
