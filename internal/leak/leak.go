@@ -22,9 +22,14 @@ var grace = 10 * time.Second
 //
 // When the tests have passed and descriptors or goroutines of theirs are still
 // there after a grace period, it prints them to standard error and the status is
-// 1. On Windows it looks at goroutines only.
-func Main(m *testing.M) {
-	os.Exit(run(m, os.Stderr))
+// 1. On Windows it looks at goroutines only. In any case it calls each of after
+// before it exits, which no deferred call outlives.
+func Main(m *testing.M, after ...func()) {
+	status := run(m, os.Stderr)
+	for _, f := range after {
+		f()
+	}
+	os.Exit(status)
 }
 
 func run(m *testing.M, w io.Writer) int {
