@@ -35,6 +35,21 @@ func parentOf(pid int) (int, error) {
 // pidNamespaces: the number that a process says it has may be one of another name space.
 const pidNamespaces = true
 
+// wasGiven reports whether a process was started with this instance in its environment.
+// Of a number that a process says it has this tells whether it is one of this name space.
+func wasGiven(pid int, instance string) bool {
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return false
+	}
+	for kv := range strings.SplitSeq(string(environ), "\x00") {
+		if kv == "CROSSFADE_INSTANCE="+instance {
+			return true
+		}
+	}
+	return false
+}
+
 // handle names a process and never another, whatever becomes of its number: a
 // pidfd, Linux 5.3.
 type handle struct{ pidfd *os.File }

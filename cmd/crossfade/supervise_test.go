@@ -1018,6 +1018,40 @@ func TestSuperviseTakesOverAStranger(t *testing.T) {
 	s.wantExit(0)
 }
 
+// TestSuperviseMissesItsOwner checks what becomes of a process that owned while nobody
+// looked, and was replaced by a stranger: it has not failed, and is left to its drain.
+func TestSuperviseMissesItsOwner(t *testing.T) {
+	s := newSupervision(t, "--timeout", "2s")
+	hold, drain := filepath.Join(s.dir, "hold"), filepath.Join(s.dir, "drain")
+	for _, fifo := range []string{hold, drain} {
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.behave("-version=v1", "-hold="+hold, "-drain="+drain)
+	s.start()
+	s.await("service ", "holds")
+	s.signal(syscall.SIGSTOP)
+	release(t, hold)
+	s.await("service ", "owns generation 1 at ")
+	other := newSupervision(t)
+	other.cmd.Args[3] = s.socket
+	other.behave("-version=v2")
+	other.start()
+	other.owned(2)
+	s.await("service ", "drains")
+	s.signal(syscall.SIGCONT)
+	s.await("crossfade: ", "has owned the service")
+	s.await("crossfade: ", "generation 2 (", "does not descend from this process")
+	release(t, drain)
+	s.await("crossfade: ", "has ended: exit status 0")
+	s.never("is cancelled")
+	s.signal(syscall.SIGTERM)
+	s.wantExit(0)
+	other.signal(syscall.SIGTERM)
+	other.wantExit(0)
+}
+
 func TestSuperviseMakesASocket(t *testing.T) {
 	s := newSupervision(t)
 	s.cmd.Args = append(s.cmd.Args[:2:2], s.cmd.Args[4:]...)

@@ -421,6 +421,9 @@ func (s *supervisor) see(v *sighting) {
 	}
 	s.seen = v.at
 	st := v.status
+	if st != nil {
+		s.noticeFormer(st)
+	}
 	switch {
 	case st == nil:
 		s.owner, s.inTheWay = nil, ""
@@ -475,7 +478,7 @@ func (s *supervisor) owns(v *sighting) {
 	s.owner, s.plain = g, false
 	text := fmt.Sprintf("%v owns the service", g)
 	switch a := s.attempt; {
-	case a != nil && a.is(p):
+	case a != nil && !g.outside && a.is(p):
 		s.attempt = nil
 		text += fmt.Sprintf(", %d ms after its start", time.Since(a.began).Milliseconds())
 	case g.owned:
@@ -540,8 +543,36 @@ func (s *supervisor) noticeOthers(st *crossfade.Status) {
 	}
 }
 
+// noticeFormer takes in that one of the known generations has owned, if an owner says so
+// and nobody has seen it: then it has not failed to take over, however it ends.
+func (s *supervisor) noticeFormer(st *crossfade.Status) {
+	var former []crossfade.Process
+	if st.Probation != nil {
+		former = append(former, st.Probation.Predecessor)
+	}
+	for _, older := range st.Draining {
+		former = append(former, older.Process)
+	}
+	for _, g := range slices.Concat(s.ended, s.live) {
+		// By the instance alone: the numbers may be those of another pid namespace.
+		if g.owned || g.instance == "" || !slices.ContainsFunc(former, func(p crossfade.Process) bool { return p.Instance == g.instance }) {
+			continue
+		}
+		g.owned = true
+		if s.last == nil {
+			s.last = g
+		}
+		if s.attempt != nil && s.attempt.generation == g {
+			s.attempt = nil
+		}
+		s.in.say("%v has owned the service", g)
+	}
+}
+
+// notice takes in a process that belongs to the service. One whose number may be that of
+// another pid namespace is not: somebody else has it here.
 func (s *supervisor) notice(p crossfade.Process) {
-	if p.PID == 0 {
+	if p.PID == 0 || !wasGiven(p.PID, p.Instance) {
 		return
 	}
 	if g := s.find(p.PID, p.Instance); g != nil {
