@@ -13,10 +13,11 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade/examples/bluegreen"
+	"github.com/crossfade-go/crossfade/examples/internal/trial"
 	"github.com/crossfade-go/crossfade/internal/leak"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) { leak.Main(m, trial.Clean) }
 
 func TestFailureClass(t *testing.T) {
 	timeout := &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}

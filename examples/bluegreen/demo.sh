@@ -214,6 +214,7 @@ cleanup() {
 	local status=$? running killer
 	trap '' HUP INT PIPE TERM
 	running=$(jobs -rp)
+	# shellcheck disable=SC2086 # numbers, one word each
 	if [[ -n $running ]]; then
 		kill -TERM $running 2>/dev/null || true
 		(
