@@ -97,6 +97,7 @@ main() {
 	stubs
 	local importer failed=0
 	# One importer at a time: the imports of two of them would often be a cycle.
+	# shellcheck disable=SC2013 # no line has more than one word
 	for importer in $(awk '{ sub(/[^\/]*$/, "", $1); print "./" $1 }' <<<"$table" | sort -u); do
 		plant_imports "$importer"
 		check "$importer" depguard "$@" || failed=1
@@ -112,6 +113,7 @@ main() {
 stubs() {
 	cp go.mod go.sum .golangci.yml "$scratch"
 	local dir
+	# shellcheck disable=SC2013 # no line has more than one word
 	for dir in $(awk '{ sub(/[^\/]*$/, "", $1); print $1 "."; }
 		index($2, m) == 1 { sub(m, ".", $2); print $2 }' m="$module" <<<"$table" | sort -u); do
 		mkdir -p "$scratch/$dir"
