@@ -100,8 +100,8 @@ func (h *health) get(ctx context.Context) error {
 	return nil
 }
 
-// run runs the command. It may take as long as there is time; then its group is
-// ended.
+// run runs the command. It may take as long as there is time. What is left of its group
+// then is ended: it would hold the output open, for which a pipeline waits.
 func (h *health) run(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "sh", "-c", h.check)
 	cmd.Env, cmd.Stdout, cmd.Stderr = h.env, h.out, h.out
@@ -112,6 +112,9 @@ func (h *health) run(ctx context.Context) error {
 	}
 	cmd.WaitDelay = killGrace
 	err := cmd.Run()
+	if cmd.ProcessState != nil {
+		killLeftovers(cmd.Process.Pid)
+	}
 	if exit := new(exec.ExitError); errors.As(err, &exit) {
 		return fmt.Errorf("%q ended with %s", h.check, exit.ProcessState)
 	}

@@ -96,6 +96,16 @@ func TestHealthFails(t *testing.T) {
 	}
 }
 
+// TestHealthLeftovers: what a command leaves behind must not hold the tool's output
+// open, for which a pipeline would wait.
+func TestHealthLeftovers(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	once := filepath.Join(s.dir, "once")
+	o := s.run(0, []string{"--health", "sleep 1000 & test -e " + once + " || ! : >" + once}, s.service("v1"))
+	s.wantServing(o, o.Started)
+}
+
 // TestHealthPredecessorGone: the new owner is not healthy, and is all there is.
 func TestHealthPredecessorGone(t *testing.T) {
 	t.Parallel()

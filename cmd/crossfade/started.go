@@ -79,16 +79,19 @@ const (
 // end has the process exit, and what it has started in its session's first process
 // group with it. told says that it has heard of its failure, and may do so by itself.
 func (p *started) end(told bool) {
-	if !told || !p.await(exitGrace) {
+	if !p.hasExited() && (!told || !p.await(exitGrace)) {
 		terminateGroup(p.pid())
 		p.await(termGrace)
 	}
 	p.kill()
 }
 
-// kill ends the process and its group at once. After the end of the process its
-// number stays taken as long as the group has members.
+// kill ends the process at once, or what it has left in its group.
 func (p *started) kill() {
+	if p.hasExited() {
+		killLeftovers(p.pid())
+		return
+	}
 	killGroup(p.pid())
 	p.await(killGrace)
 }

@@ -14,4 +14,5 @@ func detach(*exec.Cmd)       {}
 func ownGroup(*exec.Cmd)     {}
 func terminateGroup(int)     {}
 func killGroup(int)          {}
+func killLeftovers(int)      {}
 func sealDescriptors() error { return errors.ErrUnsupported }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -20,6 +21,15 @@ func ownGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: t
 // Errors of both are that there is nobody left.
 func terminateGroup(pid int) { _ = syscall.Kill(-pid, syscall.SIGTERM) }
 func killGroup(pid int)      { _ = syscall.Kill(-pid, syscall.SIGKILL) }
+
+// killLeftovers ends what is left of the group of a process that has been waited for.
+// As long as the group has members nobody gets its number: if somebody has it, there
+// are none, and the number is a stranger's.
+func killLeftovers(pid int) {
+	if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		killGroup(pid)
+	}
+}
 
 // sealListed marks the descriptors that a directory lists close-on-exec, from 3 on.
 func sealListed(dir string) error {
