@@ -3,9 +3,12 @@
 package main_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -330,7 +333,9 @@ func TestDrain(t *testing.T) {
 	if r := s.ask(0, "status"); len(r.Draining) != 2 {
 		t.Errorf("%d processes drain", len(r.Draining))
 	}
-	s.ask(7, "drain", "--now", "1", "--wait").wantReason(s, "signal it yourself")
+	refused := s.ask(7, "drain", "--now", "1", "--wait")
+	refused.wantReason(s, "signal it yourself")
+	refused.wantServing(s, "v3")
 	s.ask(0, "drain", "--now", "2", "--wait").wantReason(s, "generation 2 has gone")
 	s.ask(0, "drain", "--now", "2").wantReason(s, "generation 2 has gone")
 }
@@ -408,6 +413,90 @@ func TestOwnerDiesMeanwhile(t *testing.T) {
 			}
 			r.wantServing(s, test.who)
 		})
+	}
+}
+
+// TestReaderGone: a reader of the output that is gone takes nobody's exit code away, and
+// a watch without one ends.
+func TestReaderGone(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	for code, commands := range map[int][][]string{
+		3: {{"status"}, {"status", "--json"}, {"settle"}, {"rollback", "--kill"}},
+		0: {{"status"}, {"status", "--json"}, {"status", "--watch"}, {"settle"}, {"wait", "--json"}, {"upgrade"}, {"stop"}},
+	} {
+		if code == 0 {
+			s = newScene(t)
+			s.service(told{Version: "v1", Next: &told{Version: "v2"}})
+		}
+		for _, args := range commands {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := command(t, "crossfade", append([]string{args[0], "--socket", s.socket}, args[1:]...)...)
+			cmd.Stdout, cmd.Stderr = w, w
+			r.Close()
+			start(t, cmd)
+			w.Close()
+			timer := time.AfterFunc(forAnything, func() { _ = cmd.Process.Kill() })
+			_ = cmd.Wait() // the state says it all
+			timer.Stop()
+			if got := cmd.ProcessState.ExitCode(); got != code {
+				t.Errorf("%q: %v, want exit status %d", args, cmd.ProcessState, code)
+			}
+		}
+	}
+}
+
+// TestUnprinted: it is said that a result is nowhere, and the exit code is about the
+// service all the same.
+func TestUnprinted(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.service(told{Version: "v1"})
+	for _, flags := range [][]string{nil, {"--json"}, {"--watch"}} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Skipf("needs a file that takes nothing: %v", err)
+		}
+		var stderr bytes.Buffer
+		cmd := command(t, "crossfade", append([]string{"status", "--socket", s.socket}, flags...)...)
+		cmd.Stdout, cmd.Stderr = full, &stderr
+		start(t, cmd)
+		full.Close()
+		timer := time.AfterFunc(forAnything, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait() // the state says it all
+		timer.Stop()
+		want := 0
+		if slices.Contains(flags, "--watch") {
+			want = 9
+		}
+		if got := cmd.ProcessState.ExitCode(); got != want || !strings.Contains(stderr.String(), "cannot be printed: ") {
+			t.Errorf("%q: %v, want exit status %d: %q", flags, cmd.ProcessState, want, stderr.String())
+		}
+	}
+}
+
+// TestWaitForAFrozenOwner: it says who does not answer.
+func TestWaitForAFrozenOwner(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.needPeers()
+	p := s.service(told{Version: "v1"})
+	s.signal(p, syscall.SIGSTOP)
+	s.ask(6, "wait", "--timeout", "100ms").wantReason(s, "not within 100ms", "no answer", fmt.Sprint(p.Pid))
+}
+
+// TestPathTooLong: no service can be there, so the command line is wrong.
+func TestPathTooLong(t *testing.T) {
+	t.Parallel()
+	path := "/" + strings.Repeat("x", 200)
+	for _, args := range [][]string{{"status"}, {"wait"}, {"stop"}, {"run", "--", "true"}} {
+		got := call(t, append([]string{args[0], "--socket", path}, args[1:]...)...)
+		if got.code != 2 || strings.Count(got.stderr, path) != 1 {
+			t.Errorf("%q: exit code %d: %s", args, got.code, got.stderr)
+		}
 	}
 }
 

@@ -198,8 +198,8 @@ func (d *deployment) conclude(ctx context.Context) result {
 	stands, why := d.awaitOwner(ctx)
 	if stands == out {
 		if next := d.succession(); next != nil {
-			return d.report(codeDone, next, fmt.Sprintf("%v took over in %d ms, and has been replaced since: %s serves",
-				d.owner, d.took.Milliseconds(), name(*next)))
+			return d.report(codeDone, next, fmt.Sprintf("%s took over in %d ms, and has been replaced since: %s serves",
+				name(*d.owner), d.took.Milliseconds(), name(*next)))
 		}
 	}
 	if stands != owns {

@@ -22,6 +22,10 @@ import (
 )
 
 func main() {
+	// A reader of the output that is gone ends no command in the midst of what it does,
+	// nor takes its exit code away. Not Ignore, which a process that is started would
+	// inherit. Nobody reads the channel.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

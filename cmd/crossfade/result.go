@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"strings"
+	"syscall"
 
 	"github.com/crossfade-go/crossfade"
 )
@@ -78,9 +80,10 @@ func (in *invocation) finish(r result) code {
 	case in.json:
 		o := object{"ok": r.code == codeDone, "code": int(r.code), "reason": r.reason, "serving": process(r.serving), "who": process(r.who)}
 		maps.Copy(o, r.fields)
-		in.printJSON(o)
+		in.unprinted(in.printJSON(o))
 	default:
-		fmt.Fprint(in.stdout, r.output)
+		_, err := io.WriteString(in.stdout, r.output)
+		in.unprinted(err)
 	}
 	if r.reason != "" {
 		in.say("%s", r.reason)
@@ -88,13 +91,25 @@ func (in *invocation) finish(r result) code {
 	return r.code
 }
 
+// unprinted says that a result could not be printed. The exit code stays: it is about
+// the service.
+func (in *invocation) unprinted(err error) {
+	if err != nil && !readerGone(err) {
+		in.say("the result cannot be printed: %v", err)
+	}
+}
+
+// readerGone reports whether what could not be written would have been read by nobody.
+func readerGone(err error) bool { return errors.Is(err, syscall.EPIPE) }
+
 // printJSON prints one object, on one line of stdout.
-func (in *invocation) printJSON(o object) {
+func (in *invocation) printJSON(o object) error {
 	line, err := json.Marshal(o)
 	if err != nil {
 		panic(err) // the values are this program's
 	}
-	fmt.Fprintf(in.stdout, "%s\n", line)
+	_, err = fmt.Fprintf(in.stdout, "%s\n", line)
+	return err
 }
 
 // failure is the result of an error, and looks who serves if the error does not say.
@@ -106,7 +121,7 @@ func failure(in *invocation, err error) result {
 	if refused := new(crossfade.RefusedError); errors.As(err, &refused) {
 		r.who = refused.Who
 	}
-	if r.serving != nil || r.code == codeNoOwner || r.code == codeDenied && !errors.Is(err, crossfade.ErrNotAllowed) {
+	if r.serving != nil || r.code == codeNoOwner || r.code == codeUsage || r.code == codeDenied && !errors.Is(err, crossfade.ErrNotAllowed) {
 		return r // there is nobody to ask, or no permission to
 	}
 	serving, lookErr := whoServes(in.socket)
@@ -120,7 +135,9 @@ func failure(in *invocation, err error) result {
 		r.code, r.reason = codeUnknown, silence(in, err)
 	case r.code == codeFailed: // which would say that somebody serves
 		r.code = codeUnknown
-		r.reason += "; who serves is not known: " + sentence(lookErr)
+		if why := sentence(lookErr); why != r.reason {
+			r.reason += "; who serves is not known: " + why
+		}
 	}
 	return r
 }
@@ -167,6 +184,7 @@ func codeOf(err error) code {
 		sentinel error
 		code     code
 	}{
+		{syscall.ENAMETOOLONG, codeUsage}, // no socket can have that path
 		{crossfade.ErrNoOwner, codeNoOwner},
 		{crossfade.ErrDenied, codeDenied},
 		{fs.ErrPermission, codeDenied},

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
@@ -127,10 +126,8 @@ func (o *runOptions) complete(in *invocation) error {
 }
 
 // hangup has the loss of the terminal end ctx too, unless that is to be ignored
-// (nohup), and keeps a reader of the output that is gone from ending this process in
-// the midst of a deployment.
+// (nohup).
 func hangup(ctx context.Context) (context.Context, context.CancelFunc) {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not Ignore: the new process would inherit that. Nobody reads it
 	if signal.Ignored(syscall.SIGHUP) {
 		return ctx, func() {}
 	}
@@ -318,9 +315,9 @@ func (d *deployment) fields() object {
 
 // succeeded is the result of a deployment that was one. more says how it stands.
 func (d *deployment) succeeded(more string) result {
-	how := fmt.Sprintf("started the first generation: %v, in %d ms", d.owner, d.took.Milliseconds())
+	how := fmt.Sprintf("started the first generation: %s, in %d ms", name(*d.owner), d.took.Milliseconds())
 	if d.predecessor != nil {
-		how = fmt.Sprintf("%v replaced %v in %d ms", d.owner, d.predecessor, d.took.Milliseconds())
+		how = fmt.Sprintf("%s replaced %s in %d ms", name(*d.owner), name(*d.predecessor), d.took.Milliseconds())
 	}
 	return d.report(codeDone, d.owner, how+more)
 }

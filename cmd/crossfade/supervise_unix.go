@@ -86,10 +86,9 @@ type attempt struct {
 }
 
 func supervise(ctx context.Context, in *invocation, opts superviseOptions) result {
-	// Before anything else, so that none of them ends this process. SIGPIPE is one of
-	// them: whoever reads the output may exit, and this process must not with it.
+	// Before anything else, so that none of them ends this process.
 	signals := make(chan os.Signal, 64) // none is lost while one is being forwarded
-	signal.Notify(signals, append(slices.Clone(forwarded), syscall.SIGHUP, syscall.SIGPIPE)...)
+	signal.Notify(signals, append(slices.Clone(forwarded), syscall.SIGHUP)...)
 	defer signal.Stop(signals)
 	children := make(chan os.Signal, 1) // one says as much as many
 	signal.Notify(children, syscall.SIGCHLD)
@@ -658,7 +657,7 @@ func (s *supervisor) tell(g *generation, sig syscall.Signal) bool {
 // receive acts on a signal to this process.
 func (s *supervisor) receive(received os.Signal) {
 	sig, ok := received.(syscall.Signal)
-	if !ok || sig == syscall.SIGPIPE {
+	if !ok {
 		return
 	}
 	switch sig {

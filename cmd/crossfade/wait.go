@@ -46,6 +46,9 @@ func wait(ctx context.Context, in *invocation, unmet func(*crossfade.Status) str
 	case err == nil:
 		r.reason = name(seen.Process) + " owns"
 	case ctx.Err() != nil:
+		if last == unanswered {
+			last = whyUnanswered(in)
+		}
 		r.code, r.reason = codeTimeout, notWithin(err)+": "+last
 	default:
 		r = failure(in, err)
@@ -57,11 +60,26 @@ func wait(ctx context.Context, in *invocation, unmet func(*crossfade.Status) str
 	return r
 }
 
+// unanswered is what await has seen if it has seen nothing.
+const unanswered = "nobody has answered"
+
+// whyUnanswered looks why await has seen nothing: whoever is frozen tells of no change.
+func whyUnanswered(in *invocation) string {
+	switch err := look(context.Background(), in.socket).err; {
+	case err == nil: // there was too little time
+		return unanswered
+	case impatient(err):
+		return silence(in, errors.New("no answer"))
+	default:
+		return sentence(err)
+	}
+}
+
 // await returns when the owner stands as it should, or with an error. unmet says in
 // one sentence why it does not, and is empty when it does. seen is what was seen last,
 // nil if nobody answered, and last is the same in one sentence.
 func await(ctx context.Context, socket string, unmet func(*crossfade.Status) string) (seen *crossfade.Status, last string, err error) {
-	last = "nobody has answered"
+	last = unanswered
 	err = eachSight(ctx, socket, func(s sight) (enough bool) {
 		switch {
 		case s.status != nil:

@@ -17,35 +17,41 @@ import (
 // This file is `crossfade status --watch`: objects on lines, or a live view.
 
 func watch(ctx context.Context, in *invocation) result {
-	var err error
+	var err, printing error
 	if screen, ok := terminalOf(in.stdout); ok && !in.json && os.Getenv("TERM") != "dumb" {
 		err = watchLive(ctx, in, screen)
 	} else {
-		err = watchLines(ctx, in)
+		err, printing = watchLines(ctx, in)
 	}
-	if interrupted(ctx) {
+	switch {
+	case interrupted(ctx), readerGone(printing):
 		return result{printed: true}
+	case printing != nil:
+		return result{printed: true, code: codeUnknown, reason: "the events cannot be printed: " + printing.Error()}
+	default:
+		return failure(in, err)
 	}
-	return failure(in, err)
 }
 
-// watchLines prints an object for each event, and for each time that there is no owner.
-func watchLines(ctx context.Context, in *invocation) error {
+// watchLines prints an object for each event, and for each time that there is no owner,
+// until ctx ends or there is nobody to print them for.
+func watchLines(ctx context.Context, in *invocation) (err, printing error) {
 	absence := ""
-	return eachSight(ctx, in.socket, func(s sight) (enough bool) {
+	err = eachSight(ctx, in.socket, func(s sight) (enough bool) {
 		switch {
 		case s.event != nil:
 			absence = ""
-			in.printJSON(eventObject(s.event))
+			printing = in.printJSON(eventObject(s.event))
 		case s.err != nil && sentence(s.err) != absence: // once, and not each time that somebody looks
 			absence = sentence(s.err)
-			in.printJSON(object{
+			printing = in.printJSON(object{
 				"at": instant(s.at), "process": nil, "state": nil, "text": absence,
 				"attempt": nil, "failure": nil, "serving": nil,
 			})
 		}
-		return false
+		return printing != nil
 	})
+	return err, printing
 }
 
 func eventObject(e *crossfade.Event) object {
