@@ -177,6 +177,18 @@ func init() {
 	})
 }
 
+// sockOption is a socket option of type int.
+type sockOption struct {
+	name         string
+	level, which int
+}
+
+// sockOptions are those that every system has; others are added where there are any.
+var sockOptions = []sockOption{
+	{"nodelay", unix.IPPROTO_TCP, unix.TCP_NODELAY},
+	{"keepalive", unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+}
+
 // optionsOf are the socket options of a connection that somebody may have set.
 func optionsOf(c net.Conn) (string, error) {
 	raw, err := c.(syscall.Conn).SyscallConn()
@@ -185,15 +197,7 @@ func optionsOf(c net.Conn) (string, error) {
 	}
 	var text []byte
 	err = raw.Control(func(fd uintptr) {
-		for _, o := range []struct {
-			name         string
-			level, which int
-		}{
-			{"nodelay", unix.IPPROTO_TCP, unix.TCP_NODELAY},
-			{"keepalive", unix.SOL_SOCKET, unix.SO_KEEPALIVE},
-			{"interval", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL},
-			{"count", unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
-		} {
+		for _, o := range sockOptions {
 			v, err := unix.GetsockoptInt(int(fd), o.level, o.which)
 			text = fmt.Appendf(text, "%s %d %v; ", o.name, v, err)
 		}
