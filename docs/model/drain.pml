@@ -6,7 +6,8 @@
  * From writing Connection on the predecessor neither reads nor writes the
  * connection. It takes it back only on a negative answer, or when the
  * successor's end has come, all that it wrote was read, and no answer was there.
- * What it had read and not handled travels along, and it keeps a copy.
+ * What it had read and not handled travels along, and it keeps a copy. An answer
+ * that it cannot understand may have been a yes: then it never takes it back.
  */
 #define LENGTH 3
 
@@ -62,10 +63,18 @@ waits:
 	:: atomic { toServer?ConnectionAck(true) -> predecessorHas = false; predecessorReads = false; goto finished }
 	:: atomic { toServer?ConnectionAck(false) ->
 		if :: mutant(NEVER_TAKEN_BACK) -> predecessorHas = false; goto finished :: else -> goto takes_back fi }
+	:: atomic { toServer?garbage(_) -> /* a yes may be what it cannot understand */
+		if
+		:: mutant(TAKE_BACK_AFTER_GARBAGE) -> goto broken
+		:: else -> predecessorHas = false; predecessorReads = false; goto finished
+		fi }
 	:: atomic { clientGone -> goto takes_back }
 	:: atomic { mutant(TAKE_BACK_ON_TIMER) && clientEnd && len(toServer) == 0 -> goto takes_back }
 	:: atomic { mutant(EXIT_UNACKNOWLEDGED) -> goto finished }
 	fi;
+
+broken:
+	atomic { !clientEnd -> goto takes_back };
 
 takes_back:
 	atomic { predecessorReads = true };
@@ -104,7 +113,17 @@ reads_early:
 takes:
 	/* Before the first read, and before anybody in the program gets it. If the
 	 * predecessor is gone nobody can take it back. */
-	atomic { acked = true; if :: serverEnd -> toServer!ConnectionAck(true) :: else fi };
+	if
+	:: atomic { acked = true;
+		if
+		:: serverEnd -> toServer!ConnectionAck(true)
+		:: serverEnd -> toServer!garbage(true)
+		:: else
+		fi }
+	:: atomic { serverEnd -> /* it cannot be written, though the predecessor is there */
+		clientEnd = false;
+		if :: mutant(SERVE_UNACKNOWLEDGED) :: else -> goto without fi }
+	fi;
 	atomic { successorReads = true };
 	do
 	:: atomic { next < LENGTH && count < 2 -> readsByte(first, count) }

@@ -63,3 +63,5 @@
 #define UNREAD_FORGOTTEN           42 /* drain in_order: what the predecessor had read does not travel with the connection */
 #define EXIT_UNACKNOWLEDGED        43 /* drain nothing_lost: the predecessor exits while a connection is not acknowledged */
 #define NEVER_TAKEN_BACK           44 /* drain nothing_lost: the predecessor forgets a connection that the successor has refused */
+#define TAKE_BACK_AFTER_GARBAGE    45 /* drain one_reader: the predecessor takes a connection back at the end of a successor that it did not understand */
+#define SERVE_UNACKNOWLEDGED       46 /* drain one_reader: the successor serves a connection though its answer cannot be written */
