@@ -18,6 +18,7 @@ BENCH ?= .
 BENCHTIME ?= 1s
 CHAOSFLAGS ?=
 HANDOFFS ?= 1000
+SOAK ?= 0
 OSES := linux darwin freebsd openbsd windows
 # linux/386 stands for every 32-bit system: int and the fields of Timeval are
 # narrower there.
@@ -81,6 +82,10 @@ fuzz: ## Run each fuzz target for FUZZTIME (10s, or a count such as 1000x)
 .PHONY: bench
 bench: ## Run the benchmarks that match BENCH (all), each for BENCHTIME (1s)
 	$(call in-modules,$(GO) test -run='^$$' -bench='$(BENCH)' -benchtime='$(BENCHTIME)' -benchmem ./...)
+
+.PHONY: bench-http
+bench-http: ## Replace an HTTP server under load, with Shutdown and with httphandoff (SOAK=300: only that, so often)
+	$(GO) run ./examples/bluegreen/compare -soak '$(SOAK)'
 
 .PHONY: fmt
 fmt: ## Format the Go code and the protocol definition

@@ -141,14 +141,18 @@ await_answers() {
 }
 
 # next_line reads the next line from a descriptor into $line. It fails if one of
-# the processes that have to bring it about is no more.
+# the processes that have to bring it about is no more. A read whose time is up may
+# have got the first part of the line.
 next_line() {
-	local pid
-	until read -r -t 1 line <&"$1"; do
+	local pid part
+	line=''
+	until read -r -t 1 part <&"$1"; do
+		line+=$part
 		for pid in "${@:2}"; do
 			kill -0 "$pid" 2>/dev/null || return
 		done
 	done
+	line+=$part
 }
 
 # replace_server starts a version as the successor. Nobody tells the predecessor:
