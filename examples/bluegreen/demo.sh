@@ -128,7 +128,7 @@ start_server() {
 
 start_load() {
 	"$work/tools/load" -address "$address" -journal "$work/journal" -report "$work/report" \
-		-tell "$answers" -for "${limit}s" -requests $((20000 + 60 * turns * answers)) 3>&- 5>&- >&4 4>&- 2>>"$work/log" &
+		-slow 40ms -tell "$answers" -for "${limit}s" -requests $((20000 + 60 * turns * answers)) 3>&- 5>&- >&4 4>&- 2>>"$work/log" &
 	load=$!
 }
 
