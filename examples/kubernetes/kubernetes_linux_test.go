@@ -248,7 +248,10 @@ func upgrade(t *testing.T, isolated bool) {
 	blue.started() // there is no old process
 	blue.started() // it may be repeated
 	green := p.start("green", "v1")
-	green.started()
+	// The same version serves already, so it may return before this one does.
+	if err := green.postStart().Run(); err != nil {
+		t.Errorf("the hook of green: %v", err)
+	}
 	green.serves()
 	blue.idle()
 	load := trial.StartLoad(t, trial.Address(t, p.Status(p.socket)))
