@@ -256,17 +256,26 @@ func (c *client) get(path string) string {
 	return c.answer("GET")
 }
 
-// answer reads a response and returns its body.
+// answer reads a response and returns its body, and whether it says that the connection
+// ends.
 func (c *client) answer(method string) string {
 	c.t.Helper()
-	body, resp := c.response(method)
-	if resp.Close {
-		body += " close"
+	resp := c.response(method)
+	if resp.last {
+		return resp.body + " close"
 	}
-	return body
+	return resp.body
 }
 
-func (c *client) response(method string) (string, *http.Response) {
+// response is one that was read to its end.
+type response struct {
+	code    int
+	body    string
+	trailer http.Header
+	last    bool
+}
+
+func (c *client) response(method string) response {
 	c.t.Helper()
 	resp, err := http.ReadResponse(c.r, &http.Request{Method: method})
 	if err != nil {
@@ -275,7 +284,7 @@ func (c *client) response(method string) (string, *http.Response) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	must(c.t, err)
-	return string(body), resp
+	return response{resp.StatusCode, string(body), resp.Trailer, resp.Close}
 }
 
 func (c *client) wants(what, got, want string) {

@@ -104,8 +104,8 @@ func TestStates(t *testing.T) {
 		}},
 		{"Expect: 100-continue", nil, func(st *stage, c *client) {
 			c.send("POST /echo HTTP/1.1\nHost: x\nContent-Length: 4\nExpect: 100-continue\n\n")
-			if _, resp := c.response("POST"); resp.StatusCode != http.StatusContinue {
-				st.t.Fatal(resp.Status)
+			if resp := c.response("POST"); resp.code != http.StatusContinue {
+				st.t.Fatal(resp.code)
 			}
 			st.upgrade(options{})
 			c.send("body")
@@ -118,8 +118,8 @@ func TestStates(t *testing.T) {
 			st.upgrade(options{})
 			st.old.ends(st.t)
 			c.send("POST /echo HTTP/1.1\nHost: x\nContent-Length: 4\nExpect: 100-continue\n\n")
-			if _, resp := c.response("POST"); resp.StatusCode != http.StatusContinue {
-				st.t.Fatal(resp.Status)
+			if resp := c.response("POST"); resp.code != http.StatusContinue {
+				st.t.Fatal(resp.code)
 			}
 			c.send("body")
 			c.wants("the continued", c.answer("POST"), "next body ")
@@ -139,8 +139,8 @@ func TestStates(t *testing.T) {
 			<-st.old.inHandler
 			st.upgrade(options{})
 			close(st.old.release)
-			body, resp := c.response("GET")
-			c.wants("the stream", body+" "+resp.Trailer.Get("Check"), "old yes")
+			resp := c.response("GET")
+			c.wants("the stream", resp.body+" "+resp.trailer.Get("Check"), "old yes")
 			c.wants("after", c.get("/who"), "next")
 			st.old.ends(st.t)
 		}},

@@ -61,7 +61,7 @@ func run(ctx context.Context, opts options) error {
 		modes, opts.upgrades, pause = modes[1:], opts.soak, window/20
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "\tupgrades\trequests\tfailed\tfailed per upgrade\tsent again\tdrain, median\tdrain, longest\t")
+	fmt.Fprintln(table, "\tupgrades\trequests\tfailed\tper upgrade\tsent again\tdrain, median\tdrain, longest\t")
 	var latencies []string
 	failed := 0
 	for _, mode := range modes {

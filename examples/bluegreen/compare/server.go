@@ -46,7 +46,7 @@ func serve(mode, socket, address string) error {
 		web := httphandoff.New(upg, srv, "http")
 		serve, shutdown = web.Serve, web.Shutdown
 	}
-	go serve(ln)
+	go func() { _ = serve(ln) }() // until shutdown
 	if err := upg.Ready(ctx); err != nil {
 		return err
 	}
