@@ -55,7 +55,7 @@
 //		State:  state, // what the successor must know to go on
 //	})
 //
-// The example of the package does it.
+// as the example does.
 //
 // # What a program may notice
 //

@@ -20,9 +20,16 @@ func HasRead(c *Conn) bool {
 	return c.observer.delivered
 }
 
-// HasBegun reports whether Shutdown has told all connections to move.
-func HasBegun(s *Server) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.awaited != nil
+// AllTold reports whether Shutdown has told all connections that can move to do so.
+func AllTold(s *Server) bool {
+	told := s.planned() != stay
+	s.conns.Range(func(c, _ any) bool {
+		if own, ok := c.(*Conn); ok && s.planned() == move {
+			own.mu.Lock()
+			told = told && own.wanted
+			own.mu.Unlock()
+		}
+		return told
+	})
+	return told
 }

@@ -153,7 +153,7 @@ func (s *side) shutdown(t *testing.T) {
 	drain, cancel := s.upg.DrainContext(context.Background())
 	t.Cleanup(cancel)
 	go func() { s.ended <- s.Shutdown(drain) }()
-	eventually(func() bool { return httphandoff.HasBegun(s.Server) })
+	eventually(func() bool { return httphandoff.AllTold(s.Server) })
 }
 
 // eventually waits for what there is no event for.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/crossfade-go/crossfade"
@@ -27,15 +28,16 @@ type Server struct {
 
 	serving sync.WaitGroup // the calls of http.Server.Serve and ServeTLS
 
+	// These are used with each request, and so without a lock that is common to all.
+	plan    atomic.Int32 // a plan, which changes once
+	conns   sync.Map     // net.Conn to *tracked: those that are neither closed nor hijacked
+	count   counts
+	changed chan struct{} // has room for one word that a count has, once there is a plan
+
 	mu        sync.Mutex
 	began     bool // one of the calls was made
 	listeners map[*listener]struct{}
-	conns     map[net.Conn]*tracked
-	count     counts
-	plan      plan
-	awaited   func(*counts) int // what Shutdown waits for to become zero, nil before
-	zero      chan struct{}     // has room for one word that it is
-	drain     context.Context   // of Shutdown, in whose time connections move
+	drain     context.Context // of Shutdown, in whose time connections move
 	moved     int
 	kept      int
 	failure   error // why the first of kept was
@@ -50,7 +52,7 @@ type upgrader interface {
 }
 
 // plan is how the connections are to end.
-type plan int
+type plan int32
 
 const (
 	stay     plan = iota // not at all
@@ -96,8 +98,7 @@ func newServer(upg upgrader, srv *http.Server, name string) *Server {
 		handed:    upg.HandedOver(name),
 		slots:     make(chan struct{}, maxMoving),
 		listeners: make(map[*listener]struct{}),
-		conns:     make(map[net.Conn]*tracked),
-		zero:      make(chan struct{}, 1),
+		changed:   make(chan struct{}, 1),
 	}
 }
 
@@ -122,7 +123,7 @@ func (s *Server) serve(ln net.Listener, wrap func(net.Conn) net.Conn, serve func
 	s.install.Do(s.addHooks)
 	l := &listener{Listener: ln, wrap: wrap, addr: ln.Addr()}
 	s.mu.Lock()
-	if s.plan != stay {
+	if s.planned() != stay {
 		s.mu.Unlock()
 		return errors.Join(http.ErrServerClosed, ln.Close())
 	}
@@ -140,7 +141,7 @@ func (s *Server) serve(ln net.Listener, wrap func(net.Conn) net.Conn, serve func
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.listeners, l)
-	if s.plan != stay && errors.Is(err, net.ErrClosed) {
+	if s.planned() != stay && errors.Is(err, net.ErrClosed) {
 		return http.ErrServerClosed
 	}
 	return err
@@ -230,59 +231,61 @@ func (s *Server) addHooks() {
 // connKey leads from a request to its connection.
 type connKey struct{ s *Server }
 
+func (s *Server) planned() plan { return plan(s.plan.Load()) }
+
 // endsWithResponse reports whether the client shall not send another request.
 func (s *Server) endsWithResponse(c net.Conn) bool {
-	s.mu.Lock()
-	plan := s.plan
-	s.mu.Unlock()
-	if plan == stay {
+	switch s.planned() {
+	case stay:
 		return false
+	case move:
+		own, ok := c.(*Conn)
+		return !ok || !own.canMove()
+	default:
+		return true
 	}
-	moving, ok := c.(*Conn)
-	return plan != move || !ok || !moving.canMove()
 }
 
-// tracked is a connection of the server that is not closed.
+// tracked is a connection of the server that is neither closed nor hijacked.
 type tracked struct {
+	mu    sync.Mutex
 	state http.ConnState
 	http2 bool
 }
 
-// counts are the connections by what is done with them.
+// counts are the connections by what is done with them. Each is exact at every moment,
+// which a sum of several would not be.
 type counts struct {
-	http1 [http.StateClosed + 1]int // by state
-	http2 int
+	http1     atomic.Int64 // those that are to move, or to be told in a response to go
+	inRequest atomic.Int64 // of these, those that may be in a request, or before the first
+	active    atomic.Int64 // of these, those that are in a request
+	http2     atomic.Int64
 }
 
-func (n *counts) of(t *tracked) *int {
+// add counts a connection, or with a d of -1 does not count it any more.
+func (n *counts) add(t *tracked, d int64) {
 	if t.http2 {
-		return &n.http2
+		n.http2.Add(d)
+		return
 	}
-	return &n.http1[t.state]
+	n.http1.Add(d)
+	if t.state != http.StateIdle {
+		n.inRequest.Add(d)
+	}
+	if t.state == http.StateActive {
+		n.active.Add(d)
+	}
 }
-
-// all are those that are to move, or to be told in a response to go.
-func (n *counts) all() int {
-	return n.http1[http.StateNew] + n.http1[http.StateActive] + n.http1[http.StateIdle]
-}
-
-// inRequest are those that may be in a request, or before the first.
-func (n *counts) inRequest() int { return n.http1[http.StateNew] + n.http1[http.StateActive] }
-
-// active are those that are in a request.
-func (n *counts) active() int { return n.http1[http.StateActive] }
 
 func (s *Server) track(c net.Conn) {
 	if !reflect.TypeOf(c).Comparable() {
 		return // a listener's own type, which only the server can follow
 	}
-	s.mu.Lock()
 	t := &tracked{state: http.StateNew}
-	s.conns[c] = t
-	*s.count.of(t)++
-	moves := s.plan == move
-	s.mu.Unlock()
-	if own, ok := c.(*Conn); ok && moves {
+	s.count.add(t, 1)
+	s.conns.Store(c, t)
+	// Shutdown sets the plan before it looks for connections.
+	if own, ok := c.(*Conn); ok && s.planned() == move {
 		own.move()
 	}
 }
@@ -295,21 +298,29 @@ func (s *Server) follow(c net.Conn, state http.ConnState) {
 	if !reflect.TypeOf(c).Comparable() {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t := s.conns[c]
-	if t == nil {
+	found, ok := s.conns.Load(c)
+	if !ok {
 		return
 	}
-	*s.count.of(t)--
+	t := found.(*tracked)
+	t.mu.Lock()
+	before := tracked{state: t.state, http2: t.http2}
 	t.state = state
 	if state == http.StateHijacked || state == http.StateClosed {
-		delete(s.conns, c)
+		s.conns.Delete(c)
 	} else {
 		t.http2 = t.http2 || state != http.StateNew && speaksHTTP2(c)
-		*s.count.of(t)++
+		s.count.add(t, 1) // first, so that no count is zero in between
 	}
-	s.lookLocked()
+	s.count.add(&before, -1)
+	t.mu.Unlock()
+	if s.planned() == stay {
+		return
+	}
+	select {
+	case s.changed <- struct{}{}:
+	default: // it was told
+	}
 }
 
 // speaksHTTP2 is for a connection on which something was read.
@@ -321,17 +332,6 @@ func speaksHTTP2(c net.Conn) bool {
 		return c.ConnectionState().NegotiatedProtocol == "h2"
 	default:
 		return false
-	}
-}
-
-// lookLocked tells Shutdown when what it waits for has gone.
-func (s *Server) lookLocked() {
-	if s.awaited == nil || s.awaited(&s.count) > 0 {
-		return
-	}
-	select {
-	case s.zero <- struct{}{}:
-	default: // it was told
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/crossfade-go/crossfade"
@@ -59,11 +60,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) begin(ctx context.Context) (first bool, listeners []*listener, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.plan != stay {
+	if s.planned() != stay {
 		return false, nil, nil
 	}
 	s.drain = ctx
-	s.plan = s.choose()
+	s.plan.Store(int32(s.choose()))
 	return true, slices.Collect(maps.Keys(s.listeners)), nil
 }
 
@@ -97,32 +98,29 @@ func (s *Server) refuseUnserved() {
 // end deals with the connections, and returns when only those are left that the
 // server's own Shutdown deals with.
 func (s *Server) end(ctx context.Context) {
-	s.mu.Lock()
-	plan, conns := s.plan, slices.Collect(maps.Keys(s.conns))
-	s.mu.Unlock()
+	plan := s.planned()
 	if plan == finish {
 		silent, cancel := context.WithTimeout(ctx, maxSilence)
-		s.await(silent, (*counts).inRequest)
+		s.await(silent, &s.count.inRequest)
 		cancel()
-		s.await(ctx, (*counts).active)
+		s.await(ctx, &s.count.active)
 		return
 	}
 	if plan == move {
-		for _, c := range conns {
+		s.conns.Range(func(c, _ any) bool {
 			if own, ok := c.(*Conn); ok {
 				own.move()
 			}
-		}
+			return true
+		})
 	}
 	enough, cancel := s.untilGoodbye(ctx)
 	defer cancel()
-	s.await(enough, (*counts).all)
-	if s.left((*counts).all) > 0 && s.left(countHTTP2) == 0 {
-		s.await(ctx, (*counts).all)
+	s.await(enough, &s.count.http1)
+	if s.count.http2.Load() == 0 {
+		s.await(ctx, &s.count.http1)
 	}
 }
-
-func countHTTP2(n *counts) int { return n.http2 }
 
 // untilGoodbye ends before ctx, by the time that HTTP/2 needs.
 func (s *Server) untilGoodbye(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -133,21 +131,11 @@ func (s *Server) untilGoodbye(ctx context.Context) (context.Context, context.Can
 	return context.WithDeadline(ctx, deadline.Add(-min(goodbye, time.Until(deadline)/2)))
 }
 
-func (s *Server) left(what func(*counts) int) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return what(&s.count)
-}
-
-// await returns when there are none of these connections any more, or ctx has ended.
-func (s *Server) await(ctx context.Context, what func(*counts) int) {
-	s.mu.Lock()
-	s.awaited = what
-	s.lookLocked()
-	s.mu.Unlock()
-	for s.left(what) > 0 {
+// await returns when a count has become zero, or ctx has ended.
+func (s *Server) await(ctx context.Context, count *atomic.Int64) {
+	for count.Load() > 0 {
 		select {
-		case <-s.zero: // which may be of something else that was awaited
+		case <-s.changed: // this one or another
 		case <-ctx.Done():
 			return
 		}
