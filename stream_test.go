@@ -77,12 +77,13 @@ func init() {
 }
 
 // streamServer is the service process. Its arguments are the control socket, a TCP
-// address, a unix path, and after how many connections that have moved it stops
-// itself with SIGSTOP, 0 for never.
+// address, a unix path, and after how many connections that have moved it begins with
+// no other one before SIGUSR1, 0 for none.
 type streamServer struct {
 	upg   *crossfade.Upgrader
 	rng   *rand.Rand // of the main goroutine
 	halt  int64
+	goOn  chan os.Signal
 	moved atomic.Int64
 	came  atomic.Int64
 	wrong atomic.Bool
@@ -112,7 +113,8 @@ func serveStreams() {
 	check(err)
 	halt, err := strconv.Atoi(os.Args[4])
 	check(err)
-	s := &streamServer{upg: upg, halt: int64(halt), streams: make(map[*stream]struct{}), rng: rand.New(rand.NewPCG(1, uint64(os.Getpid())))}
+	s := &streamServer{upg: upg, halt: int64(halt), goOn: make(chan os.Signal, 1), streams: make(map[*stream]struct{}), rng: rand.New(rand.NewPCG(1, uint64(os.Getpid())))}
+	signal.Notify(s.goOn, syscall.SIGUSR1)
 	var accepting sync.WaitGroup
 	var listeners []net.Listener
 	for _, l := range []struct{ name, network, address string }{{"tcp", "tcp", os.Args[2]}, {"unix", "unix", os.Args[3]}} {
@@ -238,14 +240,27 @@ func (s *streamServer) moveAll(ctx context.Context) time.Duration {
 	s.reading.Wait()
 	s.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	began := time.Now()
-	var moving sync.WaitGroup
+	next := make(chan *stream, len(all))
 	for _, st := range all {
-		s.mu.Lock()
-		_, open := s.streams[st]
-		s.mu.Unlock()
-		if open {
-			moving.Go(func() { s.move(ctx, st) })
-		}
+		next <- st
+	}
+	close(next)
+	movers := len(all)
+	if s.halt > 0 { // some are to be left behind when it halts
+		movers = min(movers, 80)
+	}
+	var moving sync.WaitGroup
+	for range movers {
+		moving.Go(func() {
+			for st := range next {
+				s.mu.Lock() // while it halts
+				_, open := s.streams[st]
+				s.mu.Unlock()
+				if open {
+					s.move(ctx, st)
+				}
+			}
+		})
 	}
 	moving.Wait()
 	return time.Since(began)
@@ -260,7 +275,8 @@ func (s *streamServer) move(ctx context.Context, st *stream) {
 	if err == nil {
 		delete(s.streams, st)
 		if s.moved.Add(1) == s.halt {
-			check(syscall.Kill(os.Getpid(), syscall.SIGSTOP))
+			fmt.Println("halted")
+			<-s.goOn
 		}
 		return
 	}
@@ -343,9 +359,13 @@ func (p *streamProcess) mustExit() {
 	}
 }
 
-// awaitStop returns when no thread of the process runs any more.
-func (p *streamProcess) awaitStop() {
+// freeze stops a process that has halted, and returns when no thread of it runs.
+func (p *streamProcess) freeze() {
 	p.t.Helper()
+	p.says("halted")
+	if err := p.Process.Signal(syscall.SIGSTOP); err != nil {
+		p.t.Fatal(err)
+	}
 	for {
 		var status unix.WaitStatus
 		_, err := unix.Wait4(p.Process.Pid, &status, unix.WUNTRACED, nil)
@@ -525,13 +545,13 @@ func TestKilledWhileStreamsMove(t *testing.T) {
 					}
 				}
 				next := s.start(0)
-				old.awaitStop()
+				old.freeze()
 				survivor := next
 				if victim == "successor" {
 					survivor = old
 					_ = next.Process.Kill()
 					_ = next.Wait() // it was killed
-					if err := old.Process.Signal(syscall.SIGCONT); err != nil {
+					if err := errors.Join(old.Process.Signal(syscall.SIGUSR1), old.Process.Signal(syscall.SIGCONT)); err != nil {
 						t.Fatal(err)
 					}
 				} else {
