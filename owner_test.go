@@ -417,6 +417,19 @@ func TestBadClientIsAnsweredAndLoggedOnce(t *testing.T) {
 			t.Errorf("%d lines were logged", n)
 		}
 	})
+	t.Run("a controller that has seen enough", func(t *testing.T) {
+		told := owner.complaints()
+		for range 100 { // most of them leave before they are welcomed
+			c := dialControl(t, spec.Socket)
+			c.sendHello(1, pb.Role_ROLE_CONTROLLER)
+			c.close()
+		}
+		awaitStatus(t, spec.Socket, func(*handoff.Status) bool { return true }) // the next in the queue
+		owner.do("state")
+		if n := owner.complaints() - told; n != 0 {
+			t.Errorf("%d lines were logged", n)
+		}
+	})
 	if now := owner.awaitResources(before); now.exceeds(before) {
 		t.Errorf("the owner has %+v, and had %+v", now, before)
 	}

@@ -276,11 +276,13 @@ func (s *Server) discardUntil(changed <-chan struct{}, l *link) (left bool) {
 	return left
 }
 
-// serveController answers the one request of a controller.
+// serveController answers the one request of a controller. One that has left before it
+// was answered, as a tool does that has seen enough, is no news.
 func (s *Server) serveController(ctx context.Context, l *link, peer *scm.Peer) error {
 	welcome := &pb.Welcome{Version: Version, Predecessor: processToWire(s.process())}
 	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}}); err != nil {
-		return err
+		s.log.Debug("a controller could not be welcomed", "peer", peerName(peer), "err", err)
+		return nil
 	}
 	const step = "ControlRequest"
 	deadline, _ := ctx.Deadline() // of the Hello and this
@@ -300,7 +302,10 @@ func (s *Server) serveController(ctx context.Context, l *link, peer *scm.Peer) e
 		s.refuse(l, refusalOf(err))
 		return err
 	}
-	return s.answer(ctx, l, peer, request)
+	if err := s.answer(ctx, l, peer, request); err != nil {
+		s.log.Debug("an answer to a controller could not be written", "peer", peerName(peer), "err", err)
+	}
+	return nil
 }
 
 // refuse answers a client that is turned away, if it can be answered.
