@@ -223,7 +223,7 @@ func (s *Server) judge(ctx context.Context, who Candidate) *pb.Refuse {
 	if own := s.process().Epoch; own > who.Epoch && !who.Force {
 		return &pb.Refuse{
 			Code:   pb.RefuseCode_REFUSE_CODE_POLICY,
-			Reason: fmt.Sprintf("the owner is of epoch %d and the candidate of epoch %d, which is older; CROSSFADE_FORCE=1 takes over all the same", own, who.Epoch),
+			Reason: fmt.Sprintf("the owner is of epoch %d and the candidate of epoch %d, which is older; crossfade run --force, or CROSSFADE_FORCE=1, takes over all the same", own, who.Epoch),
 		}
 	}
 	if s.policy != nil {

@@ -581,7 +581,11 @@ func (d *deployment) lost(why string, s sight) result {
 		if c = codeOf(s.err); c != codeDenied {
 			c = codeUnknown
 		}
-		text += "; who serves is not known: " + sentence(s.err)
+		why := sentence(s.err)
+		if impatient(s.err) {
+			why = silence(d.in, s.err)
+		}
+		text += "; who serves is not known: " + why
 	case serving == nil:
 		text += fmt.Sprintf("; who serves is not known: %s answers and is %v", name(s.status.Process), s.status.State)
 	case d.ours(serving):

@@ -396,6 +396,23 @@ func TestRunOwnerLeaves(t *testing.T) {
 		s.signal(old.PID, syscall.SIGCONT)
 		s.run(0, nil, s.service("v2"))
 	})
+	t.Run("freezes meanwhile", func(t *testing.T) {
+		t.Parallel()
+		s := newStage(t)
+		old := s.first()
+		d := s.prepare([]string{"--timeout", "1s"}, s.service("v2", "-do", "hold@offered")).start()
+		release := s.arrived()
+		s.signal(old.PID, syscall.SIGSTOP)
+		o := d.wait()
+		s.wantExit(o, 9)
+		if o.Serving != nil || !strings.Contains(o.Reason, "who serves is not known") || !strings.Contains(o.Reason, "frozen") {
+			t.Errorf("%+v", o)
+		}
+		s.awaitGone(o.Started.PID)
+		release()
+		s.signal(old.PID, syscall.SIGCONT)
+		s.run(0, nil, s.service("v3"))
+	})
 }
 
 func TestRunInterrupted(t *testing.T) {
