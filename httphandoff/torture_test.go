@@ -239,3 +239,29 @@ func TestTorture(t *testing.T) {
 	}
 	t.Logf("%d requests, %d upgrades", total(), upgrades)
 }
+
+// More idle connections than can be on their way at the same time move in one upgrade.
+func TestManyIdleConnections(t *testing.T) {
+	const idle = 500
+	dir, err := os.MkdirTemp("", "httph")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	old := startProcess(t, socket, "127.0.0.1:0")
+	st := &stage{t: t, address: old.says("serving")}
+	var all []*client
+	for range idle {
+		c := st.dial()
+		c.wants("before", c.get("/"), "/ 0")
+		all = append(all, c)
+	}
+	next := startProcess(t, socket, st.address)
+	next.says("serving")
+	if drained := old.says("drained"); drained != fmt.Sprintf("{Moved:%d Kept:0}", idle) {
+		t.Errorf("the predecessor has %s", drained)
+	}
+	must(t, old.Wait())
+	for _, c := range all {
+		c.wants("after", c.get("/"), "/ 0")
+	}
+}
