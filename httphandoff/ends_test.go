@@ -114,14 +114,15 @@ func TestNotTaken(t *testing.T) {
 		c.ended()
 	})
 	t.Run("but with an unknown outcome nobody touches it", func(t *testing.T) {
+		var own *httphandoff.Conn
 		st := newStage(t, options{behind: func(upg *crossfade.Upgrader) httphandoff.Upgrader {
-			return &failing{Upgrader: upg, err: crossfade.ErrOutcomeUnknown}
+			return &failing{Upgrader: upg, err: crossfade.ErrOutcomeUnknown, once: func() { own.Close() }}
 		}})
 		c := st.dial()
 		c.wants("before", c.get("/who"), "old")
+		own = (<-st.old.accepted).(*httphandoff.Conn)
 		st.upgrade(options{})
 		st.old.ends(t)
-		own := (<-st.old.accepted).(*httphandoff.Conn)
 		if _, err := own.NetConn().Write([]byte("x")); err != nil {
 			t.Errorf("it was closed: %v", err)
 		}
@@ -247,8 +248,9 @@ func TestHTTP2(t *testing.T) {
 func TestMovedConnectionIsIdle(t *testing.T) {
 	const short, longer = 100 * time.Millisecond, 300 * time.Millisecond
 	silent := func() { <-time.After(longer) }
-	post := func(c *client) string {
+	post := func(st *stage, c *client) string {
 		c.send("POST /echo HTTP/1.1\nHost: x\nContent-Length: 4\n\nbo")
+		st.next.reaches(st.t, http.StateActive) // so that the rest is read by another Read
 		c.send("dy")
 		return c.answer("POST")
 	}
@@ -262,13 +264,13 @@ func TestMovedConnectionIsIdle(t *testing.T) {
 		return st, c
 	}
 	t.Run("longer than the limits of a request", func(t *testing.T) {
-		_, c := start(t, func(srv *http.Server) {
+		st, c := start(t, func(srv *http.Server) {
 			srv.ReadTimeout, srv.ReadHeaderTimeout, srv.IdleTimeout = short, short, limit
 		})
 		silent()
-		c.wants("after a silence", post(c), "next body ")
+		c.wants("after a silence", post(st, c), "next body ")
 		silent()
-		c.wants("after another", post(c), "next body ")
+		c.wants("after another", post(st, c), "next body ")
 	})
 	t.Run("not longer than IdleTimeout", func(t *testing.T) {
 		_, c := start(t, func(srv *http.Server) { srv.ReadHeaderTimeout, srv.IdleTimeout = limit, short })
