@@ -71,7 +71,7 @@ func (s *supervisor) spawn(instance string) (pid int, err error) {
 		stdout = stderr // which the object has for itself
 	}
 	if s.opts.log != "" {
-		log, err := syscall.Open(s.opts.log, syscall.O_WRONLY|syscall.O_APPEND|syscall.O_CREAT|syscall.O_CLOEXEC, 0o644)
+		log, err := syscall.Open(s.opts.log, syscall.O_WRONLY|syscall.O_APPEND|syscall.O_CREAT|syscall.O_CLOEXEC, 0o600)
 		if err != nil {
 			return 0, &fs.PathError{Op: "open", Path: s.opts.log, Err: err}
 		}

@@ -67,7 +67,7 @@ func checkLog(path string) error {
 	case err != nil:
 		return fmt.Errorf("--log: %w", err)
 	case info.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0:
-		return fmt.Errorf("--log: %s is a pipe or a socket: when its reader exits the next line of output would end the new process", path)
+		return fmt.Errorf("--log: %s is a pipe or a socket: when its reader exits the next line of output would end whoever writes it", path)
 	case info.IsDir():
 		return fmt.Errorf("--log: %s is a directory", path)
 	}

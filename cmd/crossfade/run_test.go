@@ -534,6 +534,9 @@ func TestRunUsage(t *testing.T) {
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if got := call(t, "supervise", "--socket", s.socket, "--log", pipe, "--", "true"); got.code != 2 || !strings.Contains(got.stderr, "is a pipe") {
+		t.Errorf("supervise: exit code %d: %s", got.code, got.stderr)
+	}
 	for name, tt := range map[string]struct{ flags, service []string }{
 		"no command":              {nil, nil},
 		"no time":                 {[]string{"--timeout", "0"}, []string{"true"}},

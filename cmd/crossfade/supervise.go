@@ -50,6 +50,9 @@ kill -HUP PID    # of crossfade supervise: start a successor`,
 			if len(in.args) == 0 {
 				return usage("supervise: what is to be started? give it after --")
 			}
+			if err := checkLog(o.log); err != nil {
+				return usage("supervise: %v: see `crossfade help supervise`", err)
+			}
 			if o.socket != "" {
 				in.socket = o.socket
 			}

@@ -1086,6 +1086,9 @@ func TestSuperviseSaysHowItEnded(t *testing.T) {
 	if err := json.Unmarshal([]byte(s.await(`{"`)), &object); err != nil {
 		t.Fatal(err)
 	}
+	if info, err := os.Stat(log); err != nil || info.Mode().Perm() != 0o600 { // as that of run
+		t.Errorf("%v, %v", info, err)
+	}
 	compareFields(t, "supervise", object, documented(t, "## The object")["field"], documented(t, "### crossfade supervise")["field"])
 	for field, want := range map[string]any{"ok": true, "code": 0.0, "serving": nil, "exit_status": 0.0} {
 		if object[field] != want {
