@@ -31,16 +31,9 @@ func takeLock(p Place) (*scm.FD, error) {
 		return nil, err
 	}
 	err = func() error {
-		mine, err := checkLockFile(fd, path)
+		mine, err := tryLock(p, fd)
 		if err != nil {
-			return unknown(p, err)
-		}
-		var held *retryError
-		if err := flock(fd); errors.As(err, &held) {
-			held.lock = mine.inode
 			return err
-		} else if err != nil {
-			return unknown(p, fmt.Errorf("lock %s: %w", path, err))
 		}
 		switch there, err := lstat(path); {
 		case errors.Is(err, fs.ErrNotExist), err == nil && there.inode != mine.inode:
@@ -69,18 +62,27 @@ func lockFree(p Place) error {
 	}
 	fd := scm.NewFD(num)
 	defer fd.Close()
+	_, err = tryLock(p, fd)
+	return err
+}
+
+// tryLock locks fd, if it is p's lock file, without waiting, and says which file it is.
+func tryLock(p Place, fd *scm.FD) (file, error) {
+	path := p.lockPath()
 	mine, err := checkLockFile(fd, path)
 	if err != nil {
-		return unknown(p, err)
+		return file{}, unknown(p, err)
 	}
+	err = flock(fd)
 	var held *retryError
-	if err := flock(fd); errors.As(err, &held) {
+	switch {
+	case errors.As(err, &held):
 		held.lock = mine.inode
-		return err
-	} else if err != nil {
-		return unknown(p, fmt.Errorf("lock %s: %w", path, err))
+		return file{}, err
+	case err != nil:
+		return file{}, unknown(p, fmt.Errorf("lock %s: %w", path, err))
 	}
-	return nil
+	return mine, nil
 }
 
 // openLock opens the lock file and makes it if need be. The two are separate
