@@ -353,6 +353,20 @@ func TestDrainThatDoesNotEnd(t *testing.T) {
 	s.want(0, "wait", "--gone", "1")
 }
 
+// TestSettleWithAFrozenPredecessor: the outcome is not known, but who serves is.
+func TestSettleWithAFrozenPredecessor(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	v1 := s.service(told{Version: "v1", Probation: long})
+	s.service(told{Version: "v2"})
+	s.signal(v1, syscall.SIGSTOP)
+	r := s.ask(9, "settle", "--timeout", "200ms")
+	r.wantReason(s, "no answer within 200ms", "generation 2 (version v2", "serves now")
+	r.wantServing(s, "v2")
+	s.signal(v1, syscall.SIGCONT)
+	s.ask(0, "settle").wantServing(s, "v2")
+}
+
 func TestStop(t *testing.T) {
 	s := newScene(t)
 	s.service(told{Version: "v1", Probation: long})

@@ -568,7 +568,7 @@ func (d *deployment) lost(why string, s sight) result {
 	}
 	if d.failure != nil && !strings.Contains(d.failure.Reason, why) { // which it may have from here
 		text += "; the owner says: " + d.failure.Reason
-	} else if d.refusal != nil {
+	} else if d.refusal != nil && d.child != nil {
 		text += "; the owner " + d.refusal.Error()
 	}
 	serving := s.owner()
@@ -592,7 +592,7 @@ func (d *deployment) lost(why string, s sight) result {
 		text += "; all the same it owns"
 	default:
 		c = codeFailed
-		if d.refusal != nil && d.owner == nil && d.failure == nil {
+		if d.refusal != nil && d.child != nil && d.owner == nil && d.failure == nil {
 			c = codeRefused
 		}
 		text += fmt.Sprintf("; %s serves", name(*serving))

@@ -128,6 +128,9 @@ func failure(in *invocation, err error) result {
 	switch {
 	case lookErr == nil:
 		r.serving = serving
+		if r.code == codeUnknown {
+			r.reason += fmt.Sprintf("; %s serves now", name(*serving))
+		}
 	case errors.Is(lookErr, crossfade.ErrNoOwner) && (r.code == codeFailed || r.code == codeUnknown):
 		r.code = codeNobody
 		r.reason += "; nobody owns the socket now"

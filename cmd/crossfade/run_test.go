@@ -327,6 +327,9 @@ func TestRunPolicy(t *testing.T) {
 	s.wantServing(o, old)
 
 	old = s.run(0, nil, s.service("v4", "-refuse", "")).Serving
+	if o = s.run(5, []string{"--log", filepath.Join(s.dir, "none", "log")}, s.service("v5")); strings.Contains(o.Reason, "wanted") {
+		t.Errorf("the policy is blamed for what was never started: %q", o.Reason)
+	}
 	o = s.run(8, nil, s.service("")) // both
 	if o.Failure != nil || !strings.Contains(o.Reason, "is not wanted") {
 		t.Errorf("%+v", o)
