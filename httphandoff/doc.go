@@ -61,4 +61,10 @@
 //
 // The connections that hooks and hijackers see are *[Conn], not *[net.TCPConn]:
 // [Conn.NetConn] leads there. Files are sent as efficiently as without.
+//
+// BaseContext gets a listener with the address of the one that it is for, not that one
+// itself. For what is handed over it is the first that was served: serve listeners that
+// must not be mixed up, such as one for administrators, with a Server each.
+//
+// What ends streams at a shutdown belongs into [Server.RegisterOnShutdown].
 package httphandoff

@@ -441,6 +441,23 @@ func TestHooks(t *testing.T) {
 	st.next.reaches(t, http.StateIdle)
 }
 
+// A stream that ends only when it is told to is told at once, and its connection moves.
+func TestRegisterOnShutdown(t *testing.T) {
+	st := newStage(t, options{})
+	st.old.RegisterOnShutdown(func() { close(st.old.release) })
+	c := st.dial()
+	c.send("GET /stream HTTP/1.1\nHost: x\n\n")
+	<-st.old.inHandler
+	st.upgrade(options{})
+	c.wants("the stream", c.answer("GET"), "old")
+	c.wants("after", c.get("/who"), "next")
+	st.old.ends(t)
+	st.old.RegisterOnShutdown(func() { t.Error("a function is called that came too late") })
+	if err := st.old.Shutdown(t.Context()); !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("a second Shutdown returns %v", err)
+	}
+}
+
 // A program that hijacks hands over by itself: here a line protocol with a count.
 func TestHijacked(t *testing.T) {
 	counting := func(s *side) *counter { return &counter{side: s, done: make(chan struct{})} }

@@ -34,13 +34,14 @@ type Server struct {
 	count   counts
 	changed chan struct{} // has room for one word that a count has, once there is a plan
 
-	mu        sync.Mutex
-	began     bool // one of the calls was made
-	listeners map[*listener]struct{}
-	drain     context.Context // of Shutdown, in whose time connections move
-	moved     int
-	kept      int
-	failure   error // why the first of kept was
+	mu         sync.Mutex
+	began      bool // one of the calls was made
+	listeners  map[*listener]struct{}
+	onShutdown []func()
+	drain      context.Context // of Shutdown, in whose time connections move
+	moved      int
+	kept       int
+	failure    error // why the first of kept was
 }
 
 // upgrader is what is needed of a [crossfade.Upgrader].

@@ -34,7 +34,9 @@ import (
 //
 // HTTP/2 connections are told to go (GOAWAY) with their next response, and by the
 // server's own Shutdown, which follows when all others are gone, and 2 s before the
-// deadline of ctx at the latest.
+// deadline of ctx at the latest. The functions of [http.Server.RegisterOnShutdown] are
+// called by that too: what a request waits for belongs into
+// [Server.RegisterOnShutdown].
 //
 // When ctx ends, connections that are in a request stay open: [http.Server.Close] or
 // the end of the process closes them. Further calls return [http.ErrServerClosed].
@@ -42,6 +44,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	first, listeners, err := s.begin(ctx)
 	if !first {
 		return http.ErrServerClosed
+	}
+	for _, f := range s.onShutdown { // which nobody changes any more
+		go f()
 	}
 	for _, ln := range listeners {
 		err = errors.Join(err, ignoreClosed(ln.Close()))
@@ -54,6 +59,19 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return shutdownErr
 	}
 	return err
+}
+
+// RegisterOnShutdown has f called when Shutdown begins, in a goroutine of its own, to
+// end requests that would not end by themselves, such as streams of events, and what
+// was hijacked. It takes the place of [http.Server.RegisterOnShutdown], whose functions
+// come when the connections are gone: the server calls them only when it closes those
+// that are idle.
+func (s *Server) RegisterOnShutdown(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.planned() == stay {
+		s.onShutdown = append(s.onShutdown, f)
+	}
 }
 
 // begin decides on the plan.
