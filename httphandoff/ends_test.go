@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -183,6 +184,22 @@ func TestTLS(t *testing.T) {
 			st.old.expectKept(t, 0)
 		})
 	}
+}
+
+// The first call of Serve or ServeTLS decides whether a server speaks HTTP/2. So that
+// must be the program's, not the one for what is handed over.
+func TestServesHandedOverLast(t *testing.T) {
+	st := newStage(t, options{})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	web := httphandoff.New(st.old.upg, &http.Server{BaseContext: func(net.Listener) context.Context {
+		t.Error("something is served although ServeTLS has failed")
+		return t.Context()
+	}}, "tls")
+	if err := web.ServeTLS(ln, "/nonexistent", "/nonexistent"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("ServeTLS returns %v", err)
+	}
+	must(t, web.Shutdown(t.Context())) // waits for all calls of Serve
 }
 
 // HTTP/2 is told to go, and what is under way ends here.

@@ -24,6 +24,7 @@ type Server struct {
 
 	handed  net.Listener
 	install sync.Once
+	joined  sync.Once     // handed is served too
 	slots   chan struct{} // has an element for each connection on its way
 
 	serving sync.WaitGroup // the calls of http.Server.Serve and ServeTLS
@@ -35,7 +36,6 @@ type Server struct {
 	changed chan struct{} // has room for one word that a count has, once there is a plan
 
 	mu         sync.Mutex
-	began      bool // one of the calls was made
 	listeners  map[*listener]struct{}
 	onShutdown []func()
 	drain      context.Context // of Shutdown, in whose time connections move
@@ -122,7 +122,7 @@ func (s *Server) ServeTLS(ln net.Listener, certFile, keyFile string) error {
 
 func (s *Server) serve(ln net.Listener, wrap func(net.Conn) net.Conn, serve func(net.Listener) error) error {
 	s.install.Do(s.addHooks)
-	l := &listener{Listener: ln, wrap: wrap, addr: ln.Addr()}
+	l := &listener{Listener: ln, wrap: wrap, addr: ln.Addr(), begins: func() { s.serveHanded(ln.Addr()) }}
 	s.mu.Lock()
 	if s.planned() != stay {
 		s.mu.Unlock()
@@ -130,12 +130,6 @@ func (s *Server) serve(ln net.Listener, wrap func(net.Conn) net.Conn, serve func
 	}
 	s.listeners[l] = struct{}{}
 	s.serving.Add(1)
-	if !s.began {
-		s.began = true
-		// With the address of ln, for BaseContext.
-		handed := &listener{Listener: s.handed, wrap: s.wrap, addr: ln.Addr()}
-		s.serving.Go(func() { _ = s.srv.Serve(handed) }) // until it is closed
-	}
 	s.mu.Unlock()
 	defer s.serving.Done()
 	err := serve(l)
@@ -148,14 +142,26 @@ func (s *Server) serve(ln net.Listener, wrap func(net.Conn) net.Conn, serve func
 	return err
 }
 
+// serveHanded serves what is handed over, from the first Accept of a listener of the
+// program's on: its call has set the server up by then. Of ServeTLS and Serve whichever
+// does so first decides whether HTTP/2 is spoken.
+func (s *Server) serveHanded(addr net.Addr) {
+	s.joined.Do(func() {
+		handed := &listener{Listener: s.handed, wrap: s.wrap, addr: addr, begins: func() {}}
+		s.serving.Go(func() { _ = s.srv.Serve(handed) }) // until it is closed
+	})
+}
+
 // listener accepts what the server sees.
 type listener struct {
 	net.Listener
-	wrap func(net.Conn) net.Conn
-	addr net.Addr
+	wrap   func(net.Conn) net.Conn
+	addr   net.Addr // for BaseContext
+	begins func()   // comes before each Accept
 }
 
 func (l *listener) Accept() (net.Conn, error) {
+	l.begins()
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
