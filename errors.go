@@ -49,6 +49,8 @@ var (
 	// ErrOutcomeUnknown: the caller stopped waiting for something that was
 	// already told to the other side and may still happen.
 	ErrOutcomeUnknown = handoff.ErrOutcomeUnknown
+	// ErrPath: no socket can have that path, whoever owns it; the text says why.
+	ErrPath = rendezvous.ErrPath
 	// ErrOwnerUnknown: whether somebody owns the control path cannot be said,
 	// so nothing was bound. Never start afresh on it.
 	ErrOwnerUnknown = rendezvous.ErrOwnerUnknown

@@ -187,7 +187,7 @@ func codeOf(err error) code {
 		sentinel error
 		code     code
 	}{
-		{syscall.ENAMETOOLONG, codeUsage}, // no socket can have that path
+		{crossfade.ErrPath, codeUsage},
 		{crossfade.ErrNoOwner, codeNoOwner},
 		{crossfade.ErrDenied, codeDenied},
 		{fs.ErrPermission, codeDenied},

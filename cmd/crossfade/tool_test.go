@@ -181,6 +181,7 @@ func TestCodeOfAnError(t *testing.T) {
 		{crossfade.ErrControlLost, 8},
 		{crossfade.ErrLimit, 8},
 		{crossfade.ErrWrongState, 8},
+		{crossfade.ErrPath, 2},
 		{crossfade.ErrSettled, 8},
 		{crossfade.ErrCommitted, 8},
 		{crossfade.ErrOwnerUnknown, 9},
