@@ -63,7 +63,8 @@ const (
 type Config struct {
 	// Socket is the path of the control socket. Empty: the environment's
 	// CROSSFADE_SOCKET; if that is empty too, only successors that Upgrade
-	// starts can take over. A relative path is resolved once, by New. At most
+	// starts can take over. The deploy tool, which sets CROSSFADE_INSTANCE too,
+	// starts a process for the socket that it names: New fails if this is another. A relative path is resolved once, by New. At most
 	// 104 bytes on Linux.
 	Socket string
 	// SocketMode is the mode of the socket and its lock file (default 0600),
@@ -250,7 +251,32 @@ func (c *Config) populate(env environment) (*Config, error) {
 	if err := p.validate(); err != nil {
 		return nil, err
 	}
-	return &p, p.resolvePaths()
+	if err := p.resolvePaths(); err != nil {
+		return nil, err
+	}
+	return &p, p.checkDeployment(env)
+}
+
+// checkDeployment refuses another control path than the one that this process was
+// started for. Whoever has started it watches that one, and would take it for hung
+// while it takes over elsewhere.
+func (c *Config) checkDeployment(env environment) error {
+	if env.fd >= 0 || env.instance == "" || env.socket == "" || samePath(c.Socket, env.socket) {
+		return nil
+	}
+	return fmt.Errorf("this process was started for CROSSFADE_SOCKET=%s, and its Config.Socket is %s: "+
+		"leave Config.Socket empty, or give both the same path", env.socket, c.Socket)
+}
+
+// samePath reports whether two paths lead to one name in one directory.
+func samePath(a, b string) bool {
+	b, err := filepath.Abs(b)
+	if err != nil || a == b {
+		return err == nil
+	}
+	first, err := os.Stat(filepath.Dir(a))
+	second, err2 := os.Stat(filepath.Dir(b))
+	return err == nil && err2 == nil && os.SameFile(first, second) && filepath.Base(a) == filepath.Base(b)
 }
 
 // maxDuration is what a duration that means "for ever" is taken for: with it one

@@ -78,13 +78,43 @@ func TestConfigComesBeforeTheEnvironment(t *testing.T) {
 	leak.Check(t)
 	d := newDesk(t)
 	p := d.launch(serviceSpec{Socket: d.path("own"), Instance: "green", Epoch: 4, Ready: true}, environ(
-		"CROSSFADE_SOCKET="+d.path("control"), "CROSSFADE_INSTANCE=blue", "CROSSFADE_EPOCH=3"))
+		"CROSSFADE_SOCKET="+d.path("control"), "CROSSFADE_EPOCH=3"))
 	p.expect("ready")
 	if got := p.status().Process; got.Instance != "green" || got.Epoch != 4 {
 		t.Errorf("the owner is %+v", got)
 	}
 	wantSocket(t, d.path("own"))
 	wantMissing(t, d.path("control"))
+}
+
+// Who was started for one service must not take over another.
+func TestADeploymentIsForOneSocket(t *testing.T) {
+	leak.Check(t)
+	dir := socketDir(t)
+	if err := os.Symlink(dir, dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ name, configured, told, text string }{
+		{"another path", dir + "/own", dir + "/control", "was started for CROSSFADE_SOCKET=" + dir + "/control, and its Config.Socket is " + dir + "/own"},
+		{"the same path", dir + "/own", dir + "/own", ""},
+		{"the same by another name", dir + "/own", dir + "/link/../own", ""},
+		{"the same behind a link", dir + "/own", dir + "/link/own", ""},
+		{"none of its own", "", dir + "/own", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Setenv("CROSSFADE_SOCKET", test.told)
+			t.Setenv("CROSSFADE_INSTANCE", "blue")
+			upg, err := crossfade.New(t.Context(), &crossfade.Config{Socket: test.configured, Logger: slog.New(slog.DiscardHandler)})
+			if err == nil {
+				upg.Stop()
+			}
+			if test.text == "" && err != nil || test.text != "" && (err == nil || !strings.Contains(err.Error(), test.text)) {
+				t.Errorf("New returned %v, want %q", err, test.text)
+			}
+		})
+	}
+	wantMissing(t, dir+"/own")
+	wantMissing(t, dir+"/control")
 }
 
 func TestASecondUpgraderGetsNoneOfTheEnvironment(t *testing.T) {
