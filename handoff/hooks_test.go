@@ -66,8 +66,15 @@ func TestWhatIsPendingMayTakeItsTime(t *testing.T) {
 		elapse(limits.Ready + patience)
 		<-c.connected
 		mustMatch(t, c.err, is(handoff.ErrTimeout), "no ManifestPage within 1m7s")
+		want := "the handoff is overdue at the offer for 7s: a function of this program does not return"
+		if w := o.server.Status(t.Context()).Warnings; len(w) != 1 || !strings.HasPrefix(w[0], want) {
+			t.Errorf("the warnings are %q, want %q", w, want)
+		}
 		close(block)
 		synctest.Wait()
+		if w := o.server.Status(t.Context()).Warnings; len(w) != 0 {
+			t.Errorf("the warnings stay: %q", w)
+		}
 		o.becomeQuick()
 		o.takeOver()
 	})

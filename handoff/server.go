@@ -320,8 +320,17 @@ func (s *Server) Status(ctx context.Context) *Status {
 		st.Warnings = append(st.Warnings, "broken connection, ends when "+p.who.String()+" ends")
 	}
 	st.Attempt = s.attempt.attemptLocked()
+	if a := st.Attempt; a != nil && !a.Deadline.IsZero() && time.Since(a.Deadline) >= overdueGrace {
+		// The machine acts on its deadlines, unless the program keeps it from that.
+		st.Warnings = append(st.Warnings, fmt.Sprintf(
+			"the handoff is overdue at %s for %v: a function of this program does not return, such as Config.Suspend or the writer of a state; until it does, what stands still for the handoff is not served",
+			a.Step, time.Since(a.Deadline).Round(time.Second)))
+	}
 	return st
 }
+
+// overdueGrace is how long after its deadline an attempt is not called overdue.
+const overdueGrace = time.Second
 
 // Stop takes this process out, whatever its state; see the table "Stop" in
 // docs/protocol.md. It reports whether this process was the owner, or about to
