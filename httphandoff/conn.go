@@ -29,7 +29,7 @@ type Conn struct {
 	stays   bool // it shall not: nobody takes it, or it is the program's
 	reading bool // a Read is in progress below
 	quiet   bool // that Read is quiet
-	woken   bool // a past deadline was set below to end that Read
+	woken   bool // a past deadline was set below to end that Read, which has a slot then
 	moving  bool // it is on its way, and nobody may touch it
 	gone    bool // it has moved
 	closing bool // Close was called on its way
@@ -62,7 +62,7 @@ func (c *Conn) readOnce(p []byte) (n int, err error, again bool) {
 	}
 	held, quiet := c.observer.quiet(len(p))
 	if quiet && c.mayMoveLocked() {
-		c.moveLocked(held, nil)
+		c.moveLocked(held, nil, false)
 		return 0, nil, true
 	}
 	if len(c.unread) > 0 {
@@ -80,7 +80,7 @@ func (c *Conn) readOnce(p []byte) (n int, err error, again bool) {
 
 	c.mu.Lock()
 	c.reading = false
-	interrupted := false
+	interrupted, slot := false, c.woken
 	if c.woken {
 		// The past deadline is never the server's to see.
 		c.woken = false
@@ -88,10 +88,12 @@ func (c *Conn) readOnce(p []byte) (n int, err error, again bool) {
 		interrupted = n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 	}
 	if quiet && c.mayMoveLocked() && (err == nil || interrupted) {
-		if c.moveLocked(held, p[:n]) {
+		if c.moveLocked(held, p[:n], slot) {
 			return 0, io.EOF, false
 		}
 		c.mu.Lock()
+	} else if slot {
+		c.server.freeSlot()
 	}
 	rest := c.deliverLocked(p[:n])
 	c.mu.Unlock()
@@ -102,9 +104,9 @@ func (c *Conn) readOnce(p []byte) (n int, err error, again bool) {
 func (c *Conn) mayMoveLocked() bool { return c.wanted && !c.stays }
 
 // moveLocked hands the connection over and reports whether it is gone. held is what
-// the server holds, read what a Read has just got. mu is held at the call and not
-// any more afterwards.
-func (c *Conn) moveLocked(held, read []byte) bool {
+// the server holds, read what a Read has just got, and slot says that it has one. mu is
+// held at the call and not any more afterwards.
+func (c *Conn) moveLocked(held, read []byte, slot bool) bool {
 	unread := make([]byte, 0, len(held)+len(read)+len(c.unread))
 	unread = append(append(append(unread, held...), read...), c.unread...)
 	state := stateNew
@@ -114,7 +116,7 @@ func (c *Conn) moveLocked(held, read []byte) bool {
 	c.moving = true
 	c.mu.Unlock()
 
-	gone := c.server.handOver(c.below, unread, state)
+	gone := c.server.handOver(c.below, unread, state, slot)
 
 	c.mu.Lock()
 	c.moving, c.gone, c.stays = false, gone, !gone
@@ -140,16 +142,25 @@ func (c *Conn) deliverLocked(p []byte) int {
 	return len(p)
 }
 
-// move lets the connection move as soon as it may, which is now if nothing of it is
-// with the server.
-func (c *Conn) move() {
+// want lets the connection move as soon as nothing of it is with the server.
+func (c *Conn) want() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wanted = true
-	if c.reading && c.quiet && !c.stays && !c.woken {
-		c.woken = true
-		_ = c.below.SetReadDeadline(longAgo) // fails only if it is closed
+}
+
+// wake is want for a caller that has a slot, and has a Read that waits end now. It
+// reports whether it does: then the slot is that Read's.
+func (c *Conn) wake() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wanted = true
+	if !c.reading || !c.quiet || c.stays || c.woken {
+		return false
 	}
+	c.woken = true
+	_ = c.below.SetReadDeadline(longAgo) // fails only if it is closed
+	return true
 }
 
 // canMove reports whether it can move as far as anybody knows.

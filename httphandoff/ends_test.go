@@ -458,6 +458,68 @@ func TestHooks(t *testing.T) {
 	st.next.reaches(t, http.StateIdle)
 }
 
+// waiting is an Upgrader whose successor does not answer until it is released.
+type waiting struct {
+	*crossfade.Upgrader
+	called, release chan struct{}
+}
+
+func (w *waiting) HandOverConn(context.Context, string, net.Conn, *crossfade.HandOver) error {
+	w.called <- struct{}{}
+	<-w.release
+	return crossfade.ErrNotTaken
+}
+
+// However slow the successor is, a connection is served here until its turn has come.
+func TestServedBeforeItsTurn(t *testing.T) {
+	const more = 10
+	const clients = httphandoff.MaxMoving + more
+	successor := &waiting{called: make(chan struct{}, clients), release: make(chan struct{})}
+	st := newStage(t, options{behind: func(upg *crossfade.Upgrader) httphandoff.Upgrader {
+		successor.Upgrader = upg
+		return successor
+	}})
+	answers := make(chan string, clients)
+	var all []*client
+	for range clients {
+		c := st.dial()
+		c.wants("before", c.get("/who"), "old")
+		all = append(all, c)
+		st.old.reaches(t, http.StateIdle)
+	}
+	st.next = st.side("next", options{})
+	<-st.old.upg.Exit()
+	go func() { st.old.ended <- st.old.Shutdown(t.Context()) }()
+	for range httphandoff.MaxMoving {
+		<-successor.called
+	}
+	for _, c := range all {
+		c.send("GET /who HTTP/1.1\nHost: x\n\n")
+		go func() {
+			resp, err := http.ReadResponse(c.r, nil)
+			if err != nil {
+				answers <- err.Error()
+				return
+			}
+			body, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			answers <- string(body)
+		}()
+	}
+	for i := range clients {
+		if who := <-answers; who != "old" {
+			t.Errorf("an answer is %q", who)
+		}
+		if i == more-1 {
+			close(successor.release)
+		}
+	}
+	for _, c := range all {
+		c.Close()
+	}
+	st.old.ends(t)
+}
+
 // A stream that ends only when it is told to is told at once, and its connection moves.
 func TestRegisterOnShutdown(t *testing.T) {
 	st := newStage(t, options{})

@@ -10,6 +10,9 @@ func NewBehind(upg Upgrader, srv *http.Server, name string) *Server {
 	return newServer(upg, srv, name)
 }
 
+// MaxMoving is how many connections may be on their way.
+const MaxMoving = maxMoving
+
 // BufferSize is the size that the server's read buffer is taken to have.
 var BufferSize = bufferSize
 

@@ -293,7 +293,7 @@ func (s *Server) track(c net.Conn) {
 	s.conns.Store(c, t)
 	// Shutdown sets the plan before it looks for connections.
 	if own, ok := c.(*Conn); ok && s.planned() == move {
-		own.move()
+		own.want()
 	}
 }
 
@@ -343,12 +343,18 @@ func speaksHTTP2(c net.Conn) bool {
 }
 
 // handOver gives a connection to the successor and reports whether it is not this
-// process's any more.
-func (s *Server) handOver(c net.Conn, unread []byte, state string) bool {
+// process's any more. Without a slot it waits for one.
+func (s *Server) handOver(c net.Conn, unread []byte, state string, slot bool) bool {
 	s.mu.Lock()
 	ctx := s.drain
 	s.mu.Unlock()
-	err := s.handOverNow(ctx, c, &crossfade.HandOver{Unread: unread, State: []byte(state)})
+	var err error
+	if slot || s.takeSlot(ctx) {
+		err = s.upg.HandOverConn(ctx, s.name, c, &crossfade.HandOver{Unread: unread, State: []byte(state)})
+		s.freeSlot()
+	} else {
+		err = context.Cause(ctx)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil || errors.Is(err, crossfade.ErrOutcomeUnknown) {
@@ -364,15 +370,17 @@ func (s *Server) handOver(c net.Conn, unread []byte, state string) bool {
 	return false
 }
 
-func (s *Server) handOverNow(ctx context.Context, c net.Conn, h *crossfade.HandOver) error {
+// takeSlot reports false if ctx has ended before.
+func (s *Server) takeSlot(ctx context.Context) bool {
 	select {
 	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
+		return true
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false
 	}
-	return s.upg.HandOverConn(ctx, s.name, c, h)
 }
+
+func (s *Server) freeSlot() { <-s.slots }
 
 // Stats are the connections that Shutdown has dealt with so far.
 type Stats struct {

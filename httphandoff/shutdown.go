@@ -125,12 +125,7 @@ func (s *Server) end(ctx context.Context) {
 		return
 	}
 	if plan == move {
-		s.conns.Range(func(c, _ any) bool {
-			if own, ok := c.(*Conn); ok {
-				own.move()
-			}
-			return true
-		})
+		go s.moveAll(ctx) // it ends with the last connection or ctx
 	}
 	enough, cancel := s.untilGoodbye(ctx)
 	defer cancel()
@@ -138,6 +133,24 @@ func (s *Server) end(ctx context.Context) {
 	if s.count.http2.Load() == 0 {
 		s.await(ctx, &s.count.http1)
 	}
+}
+
+// moveAll lets the connections move, each that is idle when its turn has come: until
+// then it is served here, however many there are, and however slow the successor is.
+func (s *Server) moveAll(ctx context.Context) {
+	s.conns.Range(func(c, _ any) bool {
+		own, ok := c.(*Conn)
+		if !ok {
+			return true
+		}
+		if !s.takeSlot(ctx) {
+			return false
+		}
+		if !own.wake() {
+			s.freeSlot()
+		}
+		return true
+	})
 }
 
 // untilGoodbye ends before ctx, by the time that HTTP/2 needs.
