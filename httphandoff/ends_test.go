@@ -96,6 +96,16 @@ func TestNotTaken(t *testing.T) {
 		c.wants("second", c.answer("GET"), "old close")
 		st.old.ends(t)
 	})
+	t.Run("and a client that offers HTTP/2 with each request", func(t *testing.T) {
+		st := newStage(t, options{})
+		c := st.dial()
+		c.wants("before", c.get("/who"), "old")
+		st.upgrade(options{without: true})
+		eventually(func() bool { return st.old.Stats().Kept == 1 })
+		c.send("GET /who HTTP/1.1\nHost: x\nConnection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: \n\n")
+		c.wants("after", c.answer("GET"), "old close")
+		st.old.ends(t)
+	})
 	t.Run("and the end of the drain closes it", func(t *testing.T) {
 		st := newStage(t, options{behind: func(upg *crossfade.Upgrader) httphandoff.Upgrader {
 			return &failing{Upgrader: upg, err: crossfade.ErrNotTaken}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -223,7 +224,7 @@ func (s *Server) addHooks() {
 	}
 	s.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, _ := r.Context().Value(connKey{s}).(net.Conn)
-		if s.endsWithResponse(c) && r.Header.Get("Upgrade") == "" {
+		if s.endsWithResponse(c) && !mayUpgrade(r) {
 			// For HTTP/2 too, where net/http makes a GOAWAY of it.
 			w.Header().Set("Connection", "close")
 		}
@@ -233,6 +234,14 @@ func (s *Server) addHooks() {
 		}
 		handler.ServeHTTP(w, r)
 	})
+}
+
+// mayUpgrade reports whether the response may be one to an upgrade, whose Connection is
+// its own. Some clients offer h2c with each request (Java's HttpClient does); whoever
+// accepts that hijacks, and writes the response itself.
+func mayUpgrade(r *http.Request) bool {
+	upgrade := r.Header.Get("Upgrade")
+	return upgrade != "" && !strings.EqualFold(upgrade, "h2c")
 }
 
 // connKey leads from a request to its connection.
