@@ -353,6 +353,30 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// What came to a process that was replaced before it served goes on to the next.
+func TestReplacedBeforeItServed(t *testing.T) {
+	st := newStage(t, options{})
+	c := st.dial()
+	c.send("GET /wait HTTP/1.1\nHost: x\n\nGET")
+	<-st.old.inHandler
+	st.upgrade(options{serve: func(s *side, ln net.Listener) error {
+		<-s.release
+		return s.Serve(ln)
+	}})
+	between := st.next
+	defer close(between.release)
+	close(st.old.release)
+	c.wants("before", c.answer("GET"), "old")
+	st.old.ends(t)
+	last := st.side("last", options{})
+	<-between.upg.Exit()
+	between.shutdown(t)
+	between.ends(t)
+	c.send(" /who HTTP/1.1\nHost: x\n\n")
+	c.wants("after", c.answer("GET"), "last")
+	last.reaches(t, http.StateIdle)
+}
+
 // After a rollback the predecessor serves: nobody is cut off.
 func TestRolledBack(t *testing.T) {
 	st := newStage(t, options{probation: limit})

@@ -53,7 +53,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	_ = s.handed.Close() // refuses from now on; what has come is served, and moves
 	s.serving.Wait()     // now it is certain who has come
-	s.refuseUnserved()
+	s.passUnserved()
 	s.end(ctx)
 	if shutdownErr := s.srv.Shutdown(ctx); shutdownErr != nil {
 		return shutdownErr
@@ -102,14 +102,18 @@ func (s *Server) choose() plan {
 	}
 }
 
-// refuseUnserved closes what was handed over to a Server that never served.
-func (s *Server) refuseUnserved() {
+// passUnserved is for what was handed over to a Server that has not served yet, or has
+// failed to: it goes on to the next process, as it came.
+func (s *Server) passUnserved() {
 	for {
 		c, err := s.handed.Accept()
 		if err != nil {
 			return
 		}
-		_ = c.Close()
+		came, _ := crossfade.HandOverOf(c)
+		if s.planned() != move || !s.handOver(c, nil, string(came.State), false) {
+			_ = c.Close()
+		}
 	}
 }
 
