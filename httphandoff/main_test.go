@@ -85,7 +85,10 @@ func newStage(t *testing.T, o options) *stage {
 func (st *stage) side(name string, o options) *side {
 	t := st.t
 	t.Helper()
-	upg, err := crossfade.New(t.Context(), &crossfade.Config{Socket: st.socket, DrainTimeout: limit, Probation: o.probation})
+	upg, err := crossfade.New(t.Context(), &crossfade.Config{
+		Socket: st.socket, DrainTimeout: limit, Probation: o.probation,
+		OnDrainTimeout: func() {}, // the process of a test goes on when a server in it was replaced
+	})
 	must(t, err)
 	t.Cleanup(upg.Stop)
 	ln, err := upg.Listen(t.Context(), "http", "tcp", st.address)
