@@ -582,7 +582,7 @@ func (d *deployment) lost(why string, s sight) result {
 			c = codeUnknown
 		}
 		why := sentence(s.err)
-		if impatient(s.err) {
+		if silent(s.err) {
 			why = silence(d.in, s.err)
 		}
 		text += "; who serves is not known: " + why

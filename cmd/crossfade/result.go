@@ -134,7 +134,7 @@ func failure(in *invocation, err error) result {
 	case errors.Is(lookErr, crossfade.ErrNoOwner) && (r.code == codeFailed || r.code == codeUnknown):
 		r.code = codeNobody
 		r.reason += "; nobody owns the socket now"
-	case impatient(err) && impatient(lookErr) && !errors.Is(err, crossfade.ErrOwnerUnknown): // which says what stands in the way
+	case silent(err) && impatient(lookErr):
 		r.code, r.reason = codeUnknown, silence(in, err)
 	case r.code == codeFailed: // which would say that somebody serves
 		r.code = codeUnknown
@@ -150,6 +150,11 @@ func sentence(err error) string { return strings.TrimPrefix(err.Error(), "crossf
 
 // impatient reports whether err says that nobody has answered in time.
 func impatient(err error) bool { return errors.Is(err, context.DeadlineExceeded) }
+
+// silent reports whether err says nothing but that nobody has answered in time.
+func silent(err error) bool {
+	return impatient(err) && !errors.Is(err, crossfade.ErrOwnerUnknown) // which says what stands in the way
+}
 
 // silence says that the owner does not answer, and what can be done about it.
 func silence(in *invocation, err error) string {

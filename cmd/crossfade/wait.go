@@ -68,7 +68,7 @@ func whyUnanswered(in *invocation) string {
 	switch err := look(context.Background(), in.socket).err; {
 	case err == nil: // there was too little time
 		return unanswered
-	case impatient(err):
+	case silent(err):
 		return silence(in, errors.New("no answer"))
 	default:
 		return sentence(err)

@@ -165,7 +165,8 @@ func flock(fd *scm.FD) error {
 		return ignoringEINTR(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	})
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return &retryError{err: errors.New("nobody answers yet another process holds its lock: it is starting, stopping or hung")}
+		return &retryError{err: errors.New("nobody answers yet another process holds its lock: it is starting, stopping or hung, " +
+			"or its socket file was removed, which an owner binds again within a minute")}
 	}
 	return os.NewSyscallError("flock", err)
 }
