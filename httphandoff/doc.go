@@ -26,6 +26,10 @@
 // here until it does. How the server's state is known is written in assumptions.go,
 // and tested against the net/http in use.
 //
+// That begins when this process retires, and Exit is closed. While a probation lasts
+// it stands by, and clients that keep their connection are served by it, and not by
+// the successor.
+//
 // In the successor the connection is new to the server: ConnContext and ConnState see
 // StateNew, and in the predecessor StateClosed. Its limits are those of an idle one:
 // IdleTimeout until the next request begins, then ReadHeaderTimeout or ReadTimeout.

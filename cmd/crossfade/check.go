@@ -80,7 +80,7 @@ func (c *check) verdict() result {
 	refusal := c.rehearsal.Refusal
 	missing, unclaimed := c.compare()
 	var troubles []string
-	if refusal != nil && !refusal.Passing() {
+	if refusal != nil && !passing(refusal) {
 		troubles = append(troubles, refusal.Error())
 	}
 	if len(missing) > 0 {
@@ -101,6 +101,12 @@ func (c *check) verdict() result {
 	default:
 		return result{reason: fmt.Sprintf("a handoff from %s could begin now", name(c.status.Process))}
 	}
+}
+
+// passing reports whether it is a matter of time until a successor is not refused: once
+// an owner that is stopping has gone the next one is the first.
+func passing(refusal *crossfade.RefusedError) bool {
+	return refusal.Passing() || errors.Is(refusal, crossfade.ErrStopping)
 }
 
 // compare holds what is expected against what is there.
@@ -139,7 +145,7 @@ func (c *check) fields() object {
 	}
 	if f := r.Refusal; f != nil {
 		o["refusal"] = object{
-			"reason": f.Reason, "passes": f.Passing(), "who": process(f.Who), "since": instant(f.Since), "until": instant(f.Until),
+			"reason": f.Reason, "passes": passing(f), "who": process(f.Who), "since": instant(f.Since), "until": instant(f.Until),
 		}
 	}
 	return o

@@ -210,7 +210,6 @@ func codeOf(err error) code {
 		{crossfade.ErrUnimplemented, codeRefused},
 		{crossfade.ErrControlLost, codeRefused},
 		{crossfade.ErrLimit, codeRefused},
-		{crossfade.ErrWrongState, codeRefused},
 		{crossfade.ErrSettled, codeRefused},
 		{crossfade.ErrCommitted, codeRefused},
 		{crossfade.ErrLost, codeUnknown},
