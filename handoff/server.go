@@ -531,10 +531,14 @@ func (s *Server) refusalLocked(older []Generation) *pb.Refuse {
 // crowded is the refusal because of the older generations.
 func (s *Server) crowded(older []Generation) *pb.Refuse {
 	oldest := older[0]
+	number := "1 generation is"
+	if len(older) != 1 {
+		number = fmt.Sprintf("%d generations are", len(older))
+	}
 	refusal := &pb.Refuse{
 		Code: pb.RefuseCode_REFUSE_CODE_DRAINING,
-		Reason: fmt.Sprintf("%d generations are draining and one more would be above the limit of %d; the oldest is %v",
-			len(older), s.limits.MaxDraining, oldest),
+		Reason: fmt.Sprintf("%s draining and one more would be above the limit of %d; the oldest is %v",
+			number, s.limits.MaxDraining, oldest),
 		Who: processToWire(oldest.Process), Since: ago(oldest.Since),
 	}
 	if !oldest.Deadline.IsZero() {
