@@ -145,8 +145,19 @@ func failure(in *invocation, err error) result {
 	return r
 }
 
-// sentence is an error as the tool says it.
-func sentence(err error) string { return strings.TrimPrefix(err.Error(), "crossfade: ") }
+// sentence is an error as the tool says it: without the name of a request that only
+// asks, for the user has called another command perhaps, and with the word of the exit
+// code for a refusal that passes.
+func sentence(err error) string {
+	text := strings.TrimPrefix(err.Error(), "crossfade: ")
+	for _, asked := range []string{"status: ", "watch: ", "check: ", "peer: "} {
+		text = strings.TrimPrefix(text, asked)
+	}
+	if codeOf(err) == codeBusy {
+		text = strings.Replace(text, "refused: ", "busy: ", 1)
+	}
+	return text
+}
 
 // impatient reports whether err says that nobody has answered in time.
 func impatient(err error) bool { return errors.Is(err, context.DeadlineExceeded) }

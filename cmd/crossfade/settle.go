@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"flag"
+	"strings"
 	"time"
 
 	"github.com/crossfade-go/crossfade"
@@ -60,7 +61,13 @@ owner, which stands by then, resumes.`,
 			ctx, cancel := limit.context(ctx)
 			defer cancel()
 			return request(ctx, in, func(c *crossfade.Controller, ctx context.Context) (*crossfade.Outcome, error) {
-				return c.Cancel(ctx, opts)
+				out, err := c.Cancel(ctx, opts)
+				if err == nil && out.Who != nil {
+					if more, ok := strings.CutPrefix(out.Text, "cancelled"); ok {
+						out.Text = "the attempt of " + name(*out.Who) + " was cancelled" + more
+					}
+				}
+				return out, err
 			})
 		}
 	},

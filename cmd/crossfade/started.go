@@ -15,6 +15,7 @@ type started struct {
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when it has been reaped
 	gone   time.Time     // when that was
+	sent   string        // the last signal that this process has sent it to end it; empty for none
 }
 
 // startDetached starts program in a session of its own, with the descriptors 0, 1
@@ -80,6 +81,7 @@ const (
 // group with it. told says that it has heard of its failure, and may do so by itself.
 func (p *started) end(told bool) {
 	if !p.hasExited() && (!told || !p.await(exitGrace)) {
+		p.sent = "SIGTERM"
 		terminateGroup(p.pid())
 		p.await(termGrace)
 	}
@@ -92,6 +94,7 @@ func (p *started) kill() {
 		killLeftovers(p.pid())
 		return
 	}
+	p.sent = "SIGKILL"
 	killGroup(p.pid())
 	p.await(killGrace)
 }
@@ -108,14 +111,20 @@ func (p *started) status() any {
 	return p.cmd.ProcessState.String()
 }
 
-// fate says the same in a sentence.
+// fate says the same in a sentence, and whether it was this process that wished so.
 func (p *started) fate() string {
 	if !p.hasExited() {
 		return "it has not exited"
 	}
 	state := p.cmd.ProcessState
-	if state.ExitCode() >= 0 {
-		return "it exited with " + strings.Replace(state.String(), "exit status", "status", 1)
+	how := "it exited with " + strings.Replace(state.String(), "exit status", "status", 1)
+	switch exited := state.ExitCode() >= 0; {
+	case exited && p.sent == "":
+		return how
+	case exited:
+		return how + " when run had sent it " + p.sent
+	case p.sent != "":
+		return "run has ended it by " + p.sent
 	}
 	return "it was ended by a signal (" + strings.TrimPrefix(state.String(), "signal: ") + ")"
 }

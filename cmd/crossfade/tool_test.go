@@ -229,7 +229,7 @@ attempt       generation 5 (pid 503), for 2s, at Ready (loading), 58s left
 last failure  1h ago, at 2026-11-22 05:00:00Z, generation 5 (pid 503): predecessor, at Ready: timed out
 warning       control lost
 
-DRAINING  VERSION  PID  STATE      SINCE  CONNECTIONS  ENDS
+DRAINING  VERSION  PID  STATE      FOR    CONNECTIONS  ENDS
 5         -        503  draining   5m     7            over for 1s
 3         v1       301  probation  1m30s  -            at most 1m after it has retired
 

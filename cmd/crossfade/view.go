@@ -168,7 +168,7 @@ func renderGenerations(b *strings.Builder, generations []crossfade.Generation, n
 	}
 	fmt.Fprint(b, "\n")
 	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
-	fmt.Fprint(w, "DRAINING\tVERSION\tPID\tSTATE\tSINCE\tCONNECTIONS\tENDS\n")
+	fmt.Fprint(w, "DRAINING\tVERSION\tPID\tSTATE\tFOR\tCONNECTIONS\tENDS\n")
 	for _, g := range generations {
 		connections, ends := "-", "no limit"
 		if g.Connections >= 0 {

@@ -32,7 +32,11 @@ that has rolled back is in nobody's list, and counts as gone.`,
 		return func(ctx context.Context, in *invocation) result {
 			ctx, cancel := limit.context(ctx)
 			defer cancel()
-			return wait(ctx, in, c.unmet)
+			r := wait(ctx, in, c.unmet)
+			if r.code == codeDone && c.gone != 0 {
+				r.reason = fmt.Sprintf("generation %d has gone, and %s", c.gone, r.reason)
+			}
+			return r
 		}
 	},
 }
