@@ -17,7 +17,7 @@ import (
 // This file is the rehearsal of a handoff.
 
 var checkCommand = &command{
-	name: "check", args: "[--expect NAMES] [--version V] [--epoch N] [--force] [--probation D] [--timeout D]",
+	name: "check", args: "[--expect NAMES] [--version VERSION] [--epoch N] [--force] [--probation DURATION] [--timeout DURATION]",
 	summary: "say what a successor would meet now, and hand nothing over",
 	long: `It asks the owner as a successor would, and says what would be handed over, the limits
 that the successor would get, and whether a handoff could begin now: with code 4 something
@@ -35,7 +35,7 @@ after the handoff. Both are code 8.`,
 		}}}
 		flags.Var(&c.expect, "expect", "the `names` that the new version asks for, separated by commas")
 		flags.StringVar(&c.who.BuildVersion, "version", "", "the `version` that the successor would have")
-		flags.Uint64Var(&c.who.Epoch, "epoch", 0, "the `epoch` that the successor would have")
+		flags.Uint64Var(&c.who.Epoch, "epoch", 0, "the epoch that the successor would have")
 		flags.BoolVar(&c.who.Force, "force", false, "it would take over even from an owner of a higher epoch")
 		flags.DurationVar(&c.who.Probation, "probation", 0, "the probation that it would ask for; 0 for the owner's default")
 		limit := timeout(flags, 5*time.Second, "how long to wait for the answer")

@@ -13,7 +13,7 @@ import (
 // This file ends the drain of an older generation.
 
 var drainCommand = &command{
-	name: "drain", args: "--now GENERATION [--wait] [--timeout D]",
+	name: "drain", args: "--now GENERATION [--wait] [--timeout DURATION]",
 	summary: "have an older process end its drain now",
 	long: `The owner asks the older process to finish at once, and the command returns when it has been
 asked, or if it has gone. With --wait it returns when it has exited.
@@ -21,7 +21,8 @@ asked, or if it has gone. With --wait it returns when it has exited.
 The owner's own predecessor is asked by its program's means, and DrainContext ends. An
 older one is sent SIGTERM, if the owner may end such processes (Config.KillOverdue): code 7
 if it may not, with the pid. The owner itself cannot be asked, nor can a predecessor that
-stands by (code 8): see crossfade stop and crossfade settle.`,
+stands by (code 8): see crossfade stop and crossfade settle. Code 5 is for any other reason
+for which the owner has not asked it.`,
 	example: "crossfade drain --socket /run/app/control.sock --now 12 --wait",
 	codes:   []code{codeDone, codeNoOwner, codeFailed, codeTimeout, codeDenied, codeRefused, codeUnknown, codeNobody},
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {

@@ -14,7 +14,7 @@ import (
 // This file gives the service back to the predecessor.
 
 var rollbackCommand = &command{
-	name: "rollback", args: "[--instance I | --kill] [--reason R] [--timeout D]",
+	name: "rollback", args: "[--instance INSTANCE | --kill] [--reason REASON] [--timeout DURATION]",
 	summary: "have an owner on probation give the service back",
 	long: `The owner on probation gives the service back, and the command returns when its predecessor
 owns again. Without a predecessor that could, it is too late: code 8, and nothing changes.

@@ -24,7 +24,7 @@ import (
 
 var runCommand = &command{
 	name:    "run",
-	args:    "[--timeout D] [--wait D] [--probation D] [--health CMD|URL] [--log FILE] [--epoch N] [--force] [--instance I] -- COMMAND [ARG]...",
+	args:    "[--timeout DURATION] [--wait DURATION] [--probation DURATION] [--health CMD|URL] [--log FILE] [--epoch N] [--force] [--instance INSTANCE] -- COMMAND [ARG]...",
 	summary: "start the successor, and wait until it serves or has failed",
 	long: `Run starts COMMAND as the successor of whoever owns the socket, in a session of its
 own, and returns when that very process owns, has failed, or the time is up. With no
@@ -75,11 +75,11 @@ func defineRun(flags *flag.FlagSet) func(context.Context, *invocation) result {
 		o.probation = &d
 		return err
 	})
-	flags.StringVar(&o.health, "health", "", "a `URL` or a shell command that must succeed within the probation")
+	flags.StringVar(&o.health, "health", "", "what must succeed within the probation, a `CMD|URL`: a shell command, or a URL that answers 2xx")
 	flags.StringVar(&o.log, "log", "", "the `file` that the output is appended to, - to inherit run's own; default: a fresh file in TMPDIR")
 	flags.Uint64Var(&o.epoch, "epoch", 0, "the epoch of this deployment: an owner refuses a lower one than its own")
 	flags.BoolVar(&o.force, "force", false, "take over from an owner of a higher epoch all the same")
-	flags.StringVar(&o.instance, "instance", "", "the `name` of the new process in every status and log; default: random")
+	flags.StringVar(&o.instance, "instance", "", "the `instance` of the new process, its name in every status and log; default: random")
 	return func(ctx context.Context, in *invocation) result {
 		o.timeout = limit.limit
 		if err := o.complete(in); err != nil {

@@ -12,11 +12,12 @@ import (
 // This file has the requests that the owner fulfils and answers, and nothing else.
 
 var settleCommand = &command{
-	name: "settle", args: "[--instance I] [--timeout D]",
+	name: "settle", args: "[--instance INSTANCE] [--timeout DURATION]",
 	summary: "end the probation of the new owner: it stays",
 	long: `It tells the owner to stay, and returns when its predecessor cannot come back. Without a
 probation there is nothing to do, and that is a success. With --instance nothing is done if
-another instance owns: code 8.`,
+another instance owns: code 8. Code 5 says that the predecessor has the service back, for
+it was rolled back before.`,
 	example: "crossfade settle --socket /run/app/control.sock",
 	codes:   []code{codeDone, codeNoOwner, codeFailed, codeDenied, codeRefused, codeUnknown, codeNobody},
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
@@ -38,7 +39,7 @@ func forInstance(flags *flag.FlagSet) *string {
 }
 
 var cancelCommand = &command{
-	name: "cancel", args: "[--instance I] [--kill] [--reason R] [--timeout D]",
+	name: "cancel", args: "[--instance INSTANCE] [--kill] [--reason REASON] [--timeout DURATION]",
 	summary: "abort the attempt to replace the owner that is under way",
 	long: `The owner gives the attempt up and goes on; the successor learns the reason and fails. That
 there is nothing to cancel is a success. An attempt that is committed cannot be cancelled
@@ -48,7 +49,8 @@ has not answered yet.
 With --instance only the attempt of that instance is cancelled, and no later one of it can
 begin: after a success it certainly never owns. With --kill a successor that has not exited
 3 s later is ended, so that one which is frozen is in nobody's way, also after Commit: the
-owner, which stands by then, resumes.`,
+owner, which stands by then, resumes. Code 5 is for what the owner could not do, such as
+while it stops.`,
 	example: "crossfade cancel --socket /run/app/control.sock --kill --reason 'hotfix'",
 	codes:   []code{codeDone, codeNoOwner, codeFailed, codeDenied, codeRefused, codeUnknown, codeNobody},
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {

@@ -12,7 +12,7 @@ import (
 // This file asks the owner how it stands.
 
 var statusCommand = &command{
-	name: "status", args: "[--watch] [--timeout D]",
+	name: "status", args: "[--watch] [--timeout DURATION]",
 	summary: "say who owns the service, and how it stands",
 	long: `It prints the process that owns the service: its generation, version, pid and instance, its
 state and since when; its probation; the attempt to replace it that is under way; the

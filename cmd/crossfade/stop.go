@@ -13,7 +13,7 @@ import (
 // This file ends the service.
 
 var stopCommand = &command{
-	name: "stop", args: "[--if-running] [--reason R] [--timeout D]",
+	name: "stop", args: "[--if-running] [--reason REASON] [--timeout DURATION]",
 	summary: "end the service: the owner stops, and nobody comes after it",
 	long: `The owner stops for good: one on probation settles first, so that its predecessor cannot
 come back, and an attempt under way is aborted. The command returns when the process has

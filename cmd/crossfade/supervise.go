@@ -11,7 +11,7 @@ import (
 // This file is the command line of supervise. What it does is in supervise_unix.go.
 
 var superviseCommand = &command{
-	name: "supervise", args: "[--socket S] [--timeout D] [--probation D] [--log FILE] -- COMMAND [ARG]...",
+	name: "supervise", args: "[--socket PATH] [--timeout DURATION] [--probation DURATION] [--log FILE] -- COMMAND [ARG]...",
 	summary: "stay in the foreground, and follow the service from generation to generation",
 	long: `Supervise starts COMMAND and stays as long as any generation of the service lives: the one
 process that a supervisor or a container watches, while those that serve come and go.
@@ -37,7 +37,7 @@ kill -HUP PID    # of crossfade supervise: start a successor`,
 		var o superviseOptions
 		flags.StringVar(&o.socket, "socket", "", "the `path` of the service's control socket; default: CROSSFADE_SOCKET, or one of its own")
 		o.timeout = timeout(flags, time.Minute, "how long a successor may take until it owns the service")
-		flags.Func("probation", "how `long` a predecessor stands by to resume; default: as the service is configured", func(text string) error {
+		flags.Func("probation", "the `duration` for which a predecessor stands by to resume; default: as the service is configured", func(text string) error {
 			d, err := time.ParseDuration(text)
 			if err != nil || d < 0 {
 				return errors.New("a duration is written like 90s or 1m30s")

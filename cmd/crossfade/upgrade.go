@@ -12,7 +12,7 @@ import (
 // This file has the owner upgrade itself.
 
 var upgradeCommand = &command{
-	name: "upgrade", args: "[--timeout D] [--wait-settled]",
+	name: "upgrade", args: "[--timeout DURATION] [--wait-settled]",
 	summary: "have the owner start its own successor, and wait for the outcome",
 	long: `The owner starts its program again, as it was configured, and hands over to it. The
 command returns when the successor owns; with --wait-settled, when the predecessor cannot

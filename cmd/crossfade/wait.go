@@ -14,7 +14,7 @@ import (
 // This file waits until the service stands as a script needs it.
 
 var waitCommand = &command{
-	name: "wait", args: "[--instance I] [--generation N] [--version V] [--settled] [--gone GENERATION] [--timeout D]",
+	name: "wait", args: "[--instance INSTANCE] [--generation GENERATION] [--version VERSION] [--settled] [--gone GENERATION] [--timeout DURATION]",
 	summary: "wait for an owner that is ready, or for more than that",
 	long: `It returns when a process owns the service and is ready, and everything holds that the
 flags ask for besides; several are all waited for. A socket that does not exist yet is
