@@ -540,7 +540,10 @@ func TestControllerOfAProbation(t *testing.T) {
 		d, spec, owner, _ := onProbation(t, long)
 		next := begin(d, spec, owner)
 		c := controller(t, spec)
-		wantOutcome(t, <-later(func() (*crossfade.Outcome, error) { return c.Stop(inTime(t), "for good") }), next, "stopping")
+		out, err := c.Stop(inTime(t), "for good")
+		if err != nil || out.Text != "stopping" || out.Who == nil || out.Who.PID != next.pid {
+			t.Errorf("the outcome is %+v, %v", out, err)
+		}
 		wantExit(t, owner, crossfade.ErrRetired)
 		wantExit(t, next, crossfade.ErrStopped)
 		next.awaitLog("because a controller wishes so", "for good")

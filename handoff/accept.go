@@ -129,8 +129,10 @@ func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), s.limits.Hello,
 		&TimeoutError{For: stepHello, Limit: s.limits.Hello})
 	defer cancel()
-	hello, err := readHello(ctx, l)
-	if lost(err) {
+	hearing, done := s.hearUntil(ctx, stepHello)
+	defer done()
+	hello, err := readHello(hearing, l)
+	if lost(err) || s.hearing.Err() != nil && err != nil {
 		return nil, errServed // a probe that connects and leaves is no news
 	}
 	if err != nil {
@@ -145,6 +147,13 @@ func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 		return nil, errServed
 	}
 	return s.admit(ctx, l, s.candidate(hello, peer))
+}
+
+// hearUntil returns the context in which a message is waited for: until ctx's deadline,
+// or the server closes.
+func (s *Server) hearUntil(ctx context.Context, step string) (context.Context, context.CancelFunc) {
+	deadline, _ := ctx.Deadline()
+	return context.WithDeadlineCause(s.hearing, deadline, &TimeoutError{For: step, Limit: s.limits.Hello})
 }
 
 // readHello reads and checks the first message.
@@ -285,12 +294,11 @@ func (s *Server) serveController(ctx context.Context, l *link, peer *scm.Peer) e
 		return nil
 	}
 	const step = "ControlRequest"
-	deadline, _ := ctx.Deadline() // of the Hello and this
-	waiting, cancel := context.WithDeadlineCause(context.Background(), deadline, &TimeoutError{For: step, Limit: s.limits.Hello})
-	defer cancel()
+	hearing, done := s.hearUntil(ctx, step) // the time of Hello is this one's too
+	defer done()
 	m := new(pb.ClientMessage)
-	_, err := l.next(waiting, m)
-	if lost(err) {
+	_, err := l.next(hearing, m)
+	if lost(err) || s.hearing.Err() != nil && err != nil {
 		return nil
 	}
 	request := m.GetControl()

@@ -103,13 +103,7 @@ func (s *Server) commandFor(r *pb.ControlRequest) func(context.Context) (string,
 	case r.GetEndDrain() != nil:
 		return s.asOwner(func(ctx context.Context) (string, error) { return s.endDrain(ctx, r.GetEndDrain().GetGeneration()) })
 	case r.GetStop() != nil:
-		return s.asOwner(func(ctx context.Context) (string, error) {
-			if err := s.commands.Settle(ctx); err != nil {
-				return "", err
-			}
-			s.commands.Stop(printable(r.GetStop().GetReason()))
-			return "stopping", nil
-		})
+		return func(ctx context.Context) (string, *Process, error) { return s.stop(ctx, r.GetStop()) }
 	default:
 		return nil
 	}
@@ -174,6 +168,19 @@ func (s *Server) rollback(ctx context.Context, r *pb.RollbackRequest) (string, *
 		err = nil // whoever else has wished it
 	}
 	return "rolled back: the predecessor owns again", nil, err
+}
+
+// stop names this process in its answer: by then it may have stopped serving.
+func (s *Server) stop(ctx context.Context, r *pb.StopRequest) (string, *Process, error) {
+	if err := s.checkOwner(); err != nil {
+		return "", nil, err
+	}
+	if err := s.commands.Settle(ctx); err != nil {
+		return "", nil, err
+	}
+	self := s.process()
+	s.commands.Stop(printable(r.GetReason()))
+	return "stopping", &self, nil
 }
 
 func (s *Server) endDrain(ctx context.Context, generation uint64) (string, error) {

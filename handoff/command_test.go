@@ -1184,7 +1184,11 @@ func TestStopOfAController(t *testing.T) {
 		}
 		p := o.controller(stopRequest)
 		<-closed
-		mustBeOutcome(t, p.answer(), 0, "stopping")
+		r := p.answer()
+		mustBeOutcome(t, r, 0, "stopping")
+		if who := r.GetOutcome().GetWho().GetInstance(); who != o.server.Status(t.Context()).Process.Instance {
+			t.Errorf("it says that %q stops", who)
+		}
 	})
 }
 

@@ -25,7 +25,7 @@ type Outcome struct {
 	Text    string   // what was done, one sentence
 	Serving *Process // who serves now; nil for nobody, or if the one who answers cannot know
 	State   State    // of the one who answers
-	Who     *Process // whom the request was about, if it was about another than Serving
+	Who     *Process // whom the request was about, if that was not Serving, or will not be: it stops
 }
 
 // OutcomeError says why a request was not fulfilled, and who serves now. It matches

@@ -97,6 +97,7 @@ type service struct {
 	onPause    func()
 	onResume   func()
 	onRetire   func()
+	onWarnings func() // whenever a status is made
 }
 
 func (s *service) Offer(ctx context.Context) (*handoff.Offer, error) {
@@ -138,9 +139,15 @@ func (s *service) Retire() {
 	}
 }
 
+func (s *service) Warnings() []string {
+	if s.onWarnings != nil {
+		s.onWarnings()
+	}
+	return nil
+}
+
 func (s *service) EndDrain()                               { s.add("EndDrain") }
 func (s *service) CheckControl(context.Context) error      { return s.controlErr }
-func (s *service) Warnings() []string                      { return nil }
 func (s *service) Total() int                              { return len(s.offer.Descriptors) + s.offer.Pending }
 func (s *service) Descriptors() []handoff.DescriptorStatus { return s.listed }
 func (s *service) Generations() []handoff.Generation       { return s.older }

@@ -96,6 +96,9 @@ type Server struct {
 	watchers    watchers       // who is told of every change
 	wg          sync.WaitGroup // the accept loop and the connections without an attempt
 
+	hearing context.Context // ends when nobody new is heard
+	closing context.CancelFunc
+
 	finishOnce sync.Once
 	finished   chan struct{} // closed by Finish
 }
@@ -108,6 +111,7 @@ func NewServer(cfg *ServerConfig) *Server {
 		state: StateCandidate, since: time.Now(),
 		changed: make(chan struct{}), conns: make(map[frames]struct{}), watchers: make(watchers), finished: make(chan struct{}),
 	}
+	s.hearing, s.closing = context.WithCancel(context.Background())
 	return s
 }
 
@@ -370,7 +374,8 @@ func (s *Server) Stop() (owned bool) {
 func (s *Server) Finish() { s.finishOnce.Do(func() { close(s.finished) }) }
 
 // Close stops serving the control listener and ends every connection that is
-// no attempt's. It returns when their goroutines have.
+// no attempt's: who has not asked yet is not heard, who has gets an answer, unless
+// that takes longer than a moment. It returns when their goroutines have.
 func (s *Server) Close() {
 	s.closeControl()
 	s.payDebts()
@@ -378,10 +383,16 @@ func (s *Server) Close() {
 	s.stopping = true
 	s.fd = nil
 	s.notifyLocked()
-	for conn := range s.conns {
-		_ = conn.Close()
-	}
 	s.mu.Unlock()
+	s.closing()
+	timer := time.AfterFunc(debtLimit, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for conn := range s.conns {
+			_ = conn.Close()
+		}
+	})
+	defer timer.Stop()
 	s.wg.Wait()
 }
 

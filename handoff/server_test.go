@@ -913,3 +913,34 @@ func TestSpawn(t *testing.T) {
 		mustMatch(t, <-fate, is(handoff.ErrAborted))
 	})
 }
+
+func TestCloseAnswersWhoHasAsked(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		o := newOwner(t)
+		answering := make(chan struct{})
+		o.service.onWarnings = func() { <-answering }
+		asked := o.controller(statusRequest)
+		silent, welcomed := o.client(), o.client()
+		welcomed.say(&pb.Hello{Versions: []uint32{handoff.Version}, Role: pb.Role_ROLE_CONTROLLER})
+		welcomed.mustHear("Welcome")
+		began := time.Now()
+		closed := make(chan time.Duration)
+		go func() {
+			o.server.Stop()
+			o.server.Close()
+			closed <- time.Since(began)
+		}()
+		synctest.Wait()
+		for _, p := range []*player{silent, welcomed} {
+			p.mustHear("EOF")
+		}
+		asked.mustWait()
+		close(answering)
+		if took := <-closed; took != 0 {
+			t.Errorf("closing took %v", took)
+		}
+		if s := asked.answer().GetStatus(); s == nil || handoff.State(s.GetState()) != handoff.StateOut {
+			t.Errorf("the answer is %v", s)
+		}
+	})
+}

@@ -284,7 +284,7 @@ func TestControlSocket(t *testing.T) {
 		p.mustServe(1) // the queue is in order: the others are accepted
 		p.server.Close()
 		for range 3 {
-			mustMatchAny(t, <-result, handoff.ErrAskAgain, handoff.ErrLost)
+			mustMatchAny(t, <-result, handoff.ErrAskAgain, handoff.ErrLost, handoff.ErrStopping)
 		}
 		if _, _, err := silent.Receive(t.Context(), 0); !errors.Is(err, io.EOF) {
 			t.Errorf("the silent client reads %v, want EOF", err)

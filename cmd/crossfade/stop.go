@@ -64,8 +64,8 @@ func stop(ctx context.Context, in *invocation, reason string) result {
 		return failure(in, err)
 	}
 	exited, stopped := peer.Exited(), before.Process
-	if out != nil && out.Serving != nil {
-		stopped = *out.Serving
+	if out != nil && out.Who != nil {
+		stopped = *out.Who
 		if stopped.Instance != before.Process.Instance {
 			exited = nil // of another process, which owned a moment before
 		}
