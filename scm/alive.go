@@ -73,11 +73,7 @@ func (w *Watch) Close() error { return w.file.Close() }
 // whatever becomes of its number, in every pid namespace: pidfd_open(2), Linux
 // 5.3. Elsewhere the error matches [errors.ErrUnsupported].
 func OwnPidfd() (*FD, error) {
-	num, err := ownPidfd()
-	if err != nil {
-		return nil, err
-	}
-	return NewFD(num), nil
+	return OpenPidfd(os.Getpid())
 }
 
 // CheckPidfd returns an error that matches [ErrNotProcess] if f is no pidfd. The
@@ -88,6 +84,34 @@ func (f *FD) CheckPidfd() error {
 		return err
 	}
 	return checkErr
+}
+
+// PidfdID returns the inode number of the pidfd f, which no two processes have
+// between two boots: a number that a process can be named by and that, unlike a
+// pid, is not used again. Where the kernel gives none the error matches
+// [errors.ErrUnsupported]: pidfs came with Linux 6.9, and a 32-bit kernel cuts
+// the number off.
+func (f *FD) PidfdID() (uint64, error) {
+	var (
+		id    uint64
+		idErr error
+	)
+	if err := f.Control(func(fd uintptr) { id, idErr = pidfdID(int(fd)) }); err != nil {
+		return 0, err
+	}
+	return id, idErr
+}
+
+// OpenPidfd returns a pidfd of the process with this number: pidfd_open(2), Linux
+// 5.3. An error that matches [os.ErrProcessDone] says that there is none. Unless
+// the process is a child that has not been waited for, the number may have been
+// given to another one meanwhile.
+func OpenPidfd(pid int) (*FD, error) {
+	num, err := openPidfd(pid)
+	if err != nil {
+		return nil, err
+	}
+	return NewFD(num), nil
 }
 
 // Signal sends a signal to the process that the pidfd f names, unless it is this

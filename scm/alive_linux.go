@@ -11,12 +11,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func ownPidfd() (int, error) {
-	num, err := unix.PidfdOpen(os.Getpid(), 0) // close-on-exec by itself
-	if errors.Is(err, unix.ENOSYS) {
+func openPidfd(pid int) (int, error) {
+	num, err := unix.PidfdOpen(pid, 0) // close-on-exec by itself
+	switch {
+	case errors.Is(err, unix.ENOSYS):
 		err = errors.Join(err, errors.ErrUnsupported)
+	case errors.Is(err, unix.ESRCH):
+		err = errors.Join(err, os.ErrProcessDone)
 	}
 	return num, os.NewSyscallError("pidfd_open", err)
+}
+
+// pidfdID looks at the file system first: before pidfs all pidfds shared one
+// inode.
+func pidfdID(fd int) (uint64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return 0, os.NewSyscallError("fstatfs", err)
+	}
+	if fs.Type != unix.PID_FS_MAGIC || strconv.IntSize == 32 {
+		return 0, fmt.Errorf("no number for a pidfd: %w", errors.ErrUnsupported)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, os.NewSyscallError("fstat", err)
+	}
+	return st.Ino, nil
 }
 
 // checkPidfd sends no signal. Every other error than EBADF is about the process.

@@ -9,8 +9,12 @@ import (
 	"syscall"
 )
 
-func ownPidfd() (int, error) {
+func openPidfd(int) (int, error) {
 	return -1, fmt.Errorf("pidfds on %s: %w", runtime.GOOS, errors.ErrUnsupported)
+}
+
+func pidfdID(int) (uint64, error) {
+	return 0, fmt.Errorf("pidfds on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 }
 
 // checkPidfd is asked about what another process claims to be a pidfd.

@@ -180,15 +180,11 @@ func (c *Conn) Send(ctx context.Context, payload []byte, fds ...*FD) error {
 	if c.broken != nil {
 		return c.broken
 	}
-	nums := make([]int, 0, len(fds))
-	for i, f := range fds {
-		num, err := f.acquire()
-		if err != nil {
-			return fmt.Errorf("descriptor %d of %d: %w", i+1, len(fds), err)
-		}
-		defer f.release()
-		nums = append(nums, num)
+	nums, release, err := acquireAll(fds)
+	if err != nil {
+		return err
 	}
+	defer release()
 	sent, err := c.write(ctx, frame, rights(nums))
 	if err != nil && sent > 0 {
 		c.broken = fmt.Errorf("a frame broke off after %d of %d bytes: %w", sent, len(frame), err)
@@ -224,7 +220,7 @@ func (c *Conn) takeTurn(ctx context.Context) error {
 func (c *Conn) write(ctx context.Context, frame, control []byte) (sent int, err error) {
 	var pause backoff
 	for sent < len(frame) {
-		n, err := c.writeSome(ctx, frame[sent:], control)
+		n, err := writeSome(ctx, c.unix, c.raw, frame[sent:], control)
 		if errors.Is(err, syscall.ETOOMANYREFS) {
 			err = c.awaitFlight(ctx, &pause, err)
 		}
@@ -242,17 +238,17 @@ func (c *Conn) write(ctx context.Context, frame, control []byte) (sent int, err 
 
 // writeSome writes what the socket takes, and waits only if that is nothing. A
 // frame for which there is room is thus written even if ctx ends meanwhile.
-func (c *Conn) writeSome(ctx context.Context, p, control []byte) (n int, err error) {
-	ctlErr := c.raw.Control(func(fd uintptr) { n, err = sendmsg(int(fd), p, control) })
+func writeSome(ctx context.Context, c *net.UnixConn, raw syscall.RawConn, p, control []byte) (n int, err error) {
+	ctlErr := raw.Control(func(fd uintptr) { n, err = sendmsg(int(fd), p, control) })
 	if ctlErr != nil {
 		return 0, ctlErr
 	}
 	if !errors.Is(err, syscall.EAGAIN) {
 		return n, err
 	}
-	disarm := interrupt(ctx, c.unix.SetWriteDeadline)
+	disarm := interrupt(ctx, c.SetWriteDeadline)
 	defer disarm()
-	waitErr := c.raw.Write(func(fd uintptr) bool {
+	waitErr := raw.Write(func(fd uintptr) bool {
 		n, err = sendmsg(int(fd), p, control)
 		return !errors.Is(err, syscall.EAGAIN)
 	})
@@ -272,16 +268,7 @@ func (c *Conn) awaitFlight(ctx context.Context, pause *backoff, cause error) err
 	if c.HungUp() {
 		return os.NewSyscallError("sendmsg", syscall.EPIPE)
 	}
-	timer := time.NewTimer(pause.next())
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-c.closed:
-		return net.ErrClosed
-	case <-ctx.Done():
-		return fmt.Errorf("%w, while more descriptors of this user are in flight than RLIMIT_NOFILE allows: %w", context.Cause(ctx), cause)
-	}
+	return pause.wait(ctx, c.closed, cause)
 }
 
 // backoff is the length of a pause, doubling from a millisecond to a tenth of a
@@ -291,6 +278,21 @@ type backoff time.Duration
 func (b *backoff) next() time.Duration {
 	*b = backoff(min(max(2*time.Duration(*b), time.Millisecond), 100*time.Millisecond))
 	return time.Duration(*b)
+}
+
+// wait lets a pause go by after cause, that too many descriptors are in flight.
+// closed may be nil.
+func (b *backoff) wait(ctx context.Context, closed <-chan struct{}, cause error) error {
+	timer := time.NewTimer(b.next())
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-closed:
+		return net.ErrClosed
+	case <-ctx.Done():
+		return fmt.Errorf("%w, while more descriptors of this user are in flight than RLIMIT_NOFILE allows: %w", context.Cause(ctx), cause)
+	}
 }
 
 // explainSend adds what an operator cannot guess.

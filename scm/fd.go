@@ -29,6 +29,18 @@ func NewFD(fd int) *FD {
 	return &FD{num: fd}
 }
 
+// Inherited takes ownership of the descriptor fd, which whoever started this
+// process has left open for it, and sets it close-on-exec. A descriptor that is
+// not open, and one that is close-on-exec already, are errors and remain as they
+// are: the latter has not come through exec(2), but belongs to somebody in this
+// process, such as the runtime's poller.
+func Inherited(fd int) (*FD, error) {
+	if err := checkInherited(fd); err != nil {
+		return nil, err
+	}
+	return NewFD(fd), nil
+}
+
 // DupFD duplicates the descriptor behind c, which remains the caller's. The
 // duplicate is close-on-exec from the start (F_DUPFD_CLOEXEC) and O_NONBLOCK
 // stays as it is. To close c afterwards is the caller's decision; a
@@ -232,6 +244,24 @@ func (f *FD) acquire() (int, error) {
 	}
 	f.uses++
 	return f.num, nil
+}
+
+// acquireAll begins a use of each of fds. After success release ends them.
+func acquireAll(fds []*FD) (nums []int, release func(), err error) {
+	release = func() {
+		for _, f := range fds[:len(nums)] {
+			f.release()
+		}
+	}
+	for i, f := range fds {
+		num, err := f.acquire()
+		if err != nil {
+			release()
+			return nil, nil, fmt.Errorf("descriptor %d of %d: %w", i+1, len(fds), err)
+		}
+		nums = append(nums, num)
+	}
+	return nums, release, nil
 }
 
 func (f *FD) release() {

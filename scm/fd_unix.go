@@ -4,12 +4,24 @@ package scm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
 func setCloseOnExec(fd int) { unix.CloseOnExec(fd) }
+
+func checkInherited(fd int) error {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	switch {
+	case err != nil:
+		return fmt.Errorf("descriptor %d: %w", fd, os.NewSyscallError("fcntl", err))
+	case flags&unix.FD_CLOEXEC != 0:
+		return fmt.Errorf("descriptor %d was not passed to this process, or is taken: it is close-on-exec: %w", fd, unix.EBADF)
+	}
+	return nil
+}
 
 // firstNumber is the lowest number a duplicate gets. A process that was started
 // without standard streams must not find a socket in their place.

@@ -80,6 +80,27 @@ func (p *Peer) Kill() error {
 	return killErr
 }
 
+// PidfdID is [FD.PidfdID] of the peer, whatever has become of its number.
+func (p *Peer) PidfdID() (uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd == nil {
+		return 0, fmt.Errorf("no pidfd of the peer: %w", errors.ErrUnsupported)
+	}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var (
+		id    uint64
+		idErr error
+	)
+	if err := raw.Control(func(fd uintptr) { id, idErr = pidfdID(int(fd)) }); err != nil {
+		return 0, err
+	}
+	return id, idErr
+}
+
 // Close releases what Exited needs, and waits for its goroutine. Further calls
 // return nil.
 func (p *Peer) Close() error {

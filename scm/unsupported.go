@@ -17,6 +17,8 @@ func supported() error { return errUnsupported }
 
 func setCloseOnExec(int) {}
 
+func checkInherited(int) error { return errUnsupported }
+
 func dupDescriptor(int) (int, error) { return -1, errUnsupported }
 
 func closeDescriptor(int) error { return errUnsupported }
