@@ -1,6 +1,11 @@
 package crossfade
 
-import "net"
+import (
+	"errors"
+	"net"
+
+	"github.com/crossfade-go/crossfade/handoff"
+)
 
 // MaxHanded is how many connections may wait for Accept of HandedOver.
 const MaxHanded = maxHanded
@@ -11,3 +16,31 @@ func Expect(handed net.Listener) error { return handed.(*handedListener).expect(
 
 // Deliver follows Expect, when it is written, or could not be.
 func Deliver(handed net.Listener, c net.Conn, taken bool) { handed.(*handedListener).deliver(c, taken) }
+
+// TakeEnvironment reads the variables of a deployment and removes them.
+func TakeEnvironment() error {
+	_, err := takeEnvironment()
+	return err
+}
+
+// ReceivePage takes one page of a manifest in, as a successor does, and gives
+// everything up again. It takes ownership of the descriptors.
+func ReceivePage(c *Config, ds []handoff.Descriptor, late bool) error {
+	f := newFds(c, nil)
+	defer f.release(ErrStopped)
+	if err := f.receive(ds, late); err != nil {
+		f.forget()
+		return err
+	}
+	for _, d := range f.unclaimed() {
+		if err := checkName(d.Name); err != nil {
+			return errors.Join(errors.New("registered all the same"), err)
+		}
+	}
+	f.own()
+	f.settle()
+	return nil
+}
+
+// CheckFDName says what the registry takes for a name.
+var CheckFDName = checkName

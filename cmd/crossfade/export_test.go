@@ -15,6 +15,7 @@ var (
 	CodeOf       = codeOf
 	RenderStatus = renderStatus
 	StatusObject = statusObject
+	Printable    = printable
 )
 
 // Command is what a test sees of a command.
@@ -48,4 +49,10 @@ func Unmet(s *crossfade.Status, args ...string) string {
 	c.define(flags)
 	_ = flags.Parse(args) // it panics
 	return c.unmet(s)
+}
+
+// ParseFlags parses what follows the name of a command, and does nothing more.
+func ParseFlags(name string, args []string) error {
+	flags, _ := find(commands, name).flags(new(invocation))
+	return flags.Parse(args)
 }

@@ -23,11 +23,20 @@ func parentOf(pid int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	parent, err := parseParent(stat)
+	if err != nil {
+		return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+	}
+	return parent, nil
+}
+
+// parseParent finds the parent in the text of that file.
+func parseParent(stat []byte) (int, error) {
 	// The name in parentheses may have any character, proc_pid_stat(5).
 	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
 	fields := strings.Fields(rest)
 	if len(fields) < 2 {
-		return 0, fmt.Errorf("/proc/%d/stat is %q", pid, stat)
+		return 0, fmt.Errorf("it says %q", stat)
 	}
 	return strconv.Atoi(fields[1])
 }

@@ -15,6 +15,11 @@ func umask() fs.FileMode {
 	if err != nil {
 		return safeUmask
 	}
+	return parseUmask(status)
+}
+
+// parseUmask finds it in the text of that file.
+func parseUmask(status []byte) fs.FileMode {
 	for lines := bufio.NewScanner(bytes.NewReader(status)); lines.Scan(); {
 		if value, ok := bytes.CutPrefix(lines.Bytes(), []byte("Umask:")); ok {
 			mask, err := strconv.ParseUint(string(bytes.TrimSpace(value)), 8, 32)

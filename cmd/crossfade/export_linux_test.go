@@ -1,0 +1,4 @@
+package main
+
+// ParseParent reads /proc/PID/stat.
+var ParseParent = parseParent

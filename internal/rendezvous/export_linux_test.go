@@ -1,0 +1,7 @@
+package rendezvous
+
+// Parsers of /proc.
+var (
+	FindHolder = findHolder
+	ParseUmask = parseUmask
+)
