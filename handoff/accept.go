@@ -65,7 +65,7 @@ func (s *Server) track(conn frames) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd == nil || len(s.conns) >= maxConnections {
-		s.log.Warn("a connection to the control socket was closed unread", "served", len(s.conns), "limit", maxConnections)
+		s.noise.warn(s.log, "a connection to the control socket was closed unread", "served", len(s.conns), "limit", maxConnections)
 		return false
 	}
 	s.conns[conn] = struct{}{}
@@ -84,7 +84,7 @@ func (s *Server) handle(conn *scm.Conn) {
 	defer s.untrack(conn)
 	peer, err := conn.Peer()
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		s.log.Warn("a client of the control socket has no credentials", "err", err)
+		s.noise.warn(s.log, "a client of the control socket has no credentials", "err", err)
 		_ = conn.Close() // nobody has been told anything
 		return
 	}
@@ -98,7 +98,7 @@ func (s *Server) serve(conn frames, peer *scm.Peer) {
 	p, err := s.greet(l, peer)
 	if err != nil {
 		if !errors.Is(err, errServed) {
-			s.log.Warn("a client of the control socket was turned away", "peer", peerName(peer), "err", err)
+			s.noise.warn(s.log, "a client of the control socket was turned away", "peer", peerName(peer), "err", err)
 		}
 		l.close()
 		closePeer(peer)

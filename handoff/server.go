@@ -71,6 +71,7 @@ type Server struct {
 	commands Commands
 	onEvent  func(Event)
 	log      *slog.Logger
+	noise    noise // about clients that were turned away
 
 	mu          sync.Mutex
 	state       State
