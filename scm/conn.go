@@ -69,6 +69,7 @@ func newConn(c *net.UnixConn) (*Conn, error) {
 	return &Conn{
 		unix:   c,
 		raw:    raw,
+		in:     inbox{limit: MaxPayload},
 		turn:   make(chan struct{}, 1),
 		closed: make(chan struct{}),
 	}, nil
@@ -388,6 +389,30 @@ func (c *Conn) HungUp() bool {
 	hungUp := false
 	err := c.raw.Control(func(fd uintptr) { hungUp = peerClosed(int(fd)) })
 	return err == nil && hungUp
+}
+
+// LimitPayload has Receive take no frame with more than n bytes of payload from here on:
+// [ErrPayloadTooLarge], as soon as its header has come. It is for a peer that has not
+// shown yet what it is, and may be undone with [MaxPayload].
+func (c *Conn) LimitPayload(n int) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	c.in.limit = min(max(n, 0), MaxPayload)
+}
+
+// RefuseDescriptors is for a side that never takes any. Where the kernel can (Linux
+// 6.16) the peer's sends of descriptors fail with EPERM from here on, socket(7),
+// SO_PASSRIGHTS; what comes elsewhere, or came before, is closed as it arrives, and
+// Receive returns [ErrUnexpectedDescriptors].
+//
+// The kernel's way is the better one. A descriptor that was sent holds whatever it is
+// open in memory until somebody takes it, and closing it may take as long as its
+// sender likes: a socket that lingers, a file of a file system in user space.
+func (c *Conn) RefuseDescriptors() {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	c.in.refuse = true
+	_ = c.raw.Control(func(fd uintptr) { refuseDescriptors(int(fd)) }) // closed: nothing will come
 }
 
 // Peer says who connected, by the kernel's account: for an accepted connection

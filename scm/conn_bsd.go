@@ -22,6 +22,9 @@ func peerClosed(fd int) bool {
 	return err == unix.ENOTCONN || err == unix.EINVAL
 }
 
+// refuseDescriptors: these systems have nothing of the kind.
+func refuseDescriptors(int) {}
+
 // growBuffers raises both buffers: what is sent is charged to the receiver's
 // here.
 func growBuffers(fd int) error {

@@ -37,6 +37,9 @@ func peerClosed(fd int) bool {
 	}
 }
 
+// refuseDescriptors ignores kernels before 6.16, which do not know the option.
+func refuseDescriptors(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) }
+
 // growBuffers raises the send buffer. Linux doubles what is asked for, to have
 // room for its own overhead, and reports the double; the receive buffer has no
 // meaning here. With CAP_NET_ADMIN a low net.core.wmem_max is no obstacle.

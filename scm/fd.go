@@ -209,6 +209,13 @@ func (f *FD) Listen(backlog int) error {
 	return listenErr
 }
 
+// RefuseDescriptors is [Conn.RefuseDescriptors] for what a listening socket accepts, which
+// has it from the moment when the client connects. It stays when the socket is handed
+// over. A system without it ignores the call.
+func (f *FD) RefuseDescriptors() error {
+	return f.Control(func(fd uintptr) { refuseDescriptors(int(fd)) })
+}
+
 // Identify asks the kernel what the descriptor is.
 func (f *FD) Identify() (Identity, error) {
 	var (

@@ -99,12 +99,12 @@ func parseHeader(b []byte) header {
 }
 
 // check applies the limits that hold for every frame, and the caller's own.
-func (h header) check(maxFDs int) error {
+func (h header) check(maxPayload, maxFDs int) error {
 	switch {
 	case h.reserved != 0:
 		return &FrameError{Err: ErrReserved, Got: h.reserved}
-	case h.length > MaxPayload:
-		return &FrameError{Err: ErrPayloadTooLarge, Got: int(min(uint64(h.length), math.MaxInt)), Want: MaxPayload}
+	case uint64(h.length) > uint64(maxPayload):
+		return &FrameError{Err: ErrPayloadTooLarge, Got: int(min(uint64(h.length), math.MaxInt)), Want: maxPayload}
 	case h.nfds > MaxDescriptors:
 		return &FrameError{Err: ErrTooManyDescriptors, Got: h.nfds, Want: MaxDescriptors}
 	case h.nfds > maxFDs:
@@ -143,6 +143,9 @@ type inbox struct {
 	sets []set  // ascending; at most two, see strays
 	eof  bool   // the peer has closed fully
 	err  error  // sticky: the stream is out of step
+
+	limit  int  // of a payload, in bytes
+	refuse bool // no descriptors at all
 }
 
 // set is the descriptors of one read, which covered the stream from start up to
@@ -169,7 +172,14 @@ func (in *inbox) room() []byte {
 func (in *inbox) arrived(n int, fds []*FD) {
 	start := in.pos + uint64(len(in.buf))
 	in.buf = in.buf[:len(in.buf)+n]
-	if len(fds) > 0 {
+	switch {
+	case len(fds) == 0:
+	case in.refuse:
+		closeAll(fds)
+		if in.err == nil {
+			in.fail(&FrameError{Err: ErrUnexpectedDescriptors, Got: len(fds)})
+		}
+	default:
 		in.sets = append(in.sets, set{start: start, end: start + uint64(n), fds: fds})
 	}
 }
@@ -195,7 +205,7 @@ func (in *inbox) parse(maxFDs int) (payload []byte, fds []*FD, ok bool, err erro
 		return nil, nil, false, in.early(in.pos+headerSize, maxFDs)
 	}
 	h := parseHeader(in.buf)
-	if err := h.check(maxFDs); err != nil {
+	if err := h.check(in.limit, maxFDs); err != nil {
 		return nil, nil, false, err
 	}
 	size := headerSize + int(h.length)

@@ -33,6 +33,8 @@ func bindUnix(int, string) (int, error) { return -1, errUnsupported }
 
 func socketPair() (a, b int, err error) { return -1, -1, errUnsupported }
 
+func refuseDescriptors(int) {}
+
 func prepare(int) error { return errUnsupported }
 
 func requireConnected(int) error { return errUnsupported }
