@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -36,6 +37,36 @@ type Peer struct {
 // every user without a mapping in this user namespace, user_namespaces(7). It
 // identifies nobody and must never be taken for a match.
 func (p *Peer) Unmapped() bool { return overflowUID(p.UID) }
+
+// In reports whether gid is the process's effective group or among its
+// supplementary ones. The overflow gid, which stands for every group without a
+// mapping in this user namespace, has no members.
+func (p *Peer) In(gid uint32) bool {
+	return !overflowGID(gid) && (p.GID == gid || slices.Contains(p.Groups, gid))
+}
+
+// Executable returns the path of the file that the process runs, as far as that can
+// be seen: with " (deleted)" behind it once the file has been replaced, and by the
+// names of the process's own mount namespace. It is certain to be that process's,
+// whatever has become of its number.
+//
+// It is a hint for a log and a guard against mistakes, no proof of anything: who may
+// run a process as that user may have it run any file, run the same file with other
+// arguments and libraries, or trace it, and a process that has exited may have left
+// its socket to another. Who must be kept out needs another user.
+//
+// Linux only, and with SO_PEERPIDFD (6.5); elsewhere, and after Close, the error
+// matches [errors.ErrUnsupported]. Of another user's process only root may know it:
+// [os.ErrPermission]. Of one that has exited, or that this pid namespace cannot see:
+// [os.ErrProcessDone].
+func (p *Peer) Executable() (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd == nil {
+		return "", fmt.Errorf("no pidfd of the peer: %w", errors.ErrUnsupported)
+	}
+	return executable(p.pidfd)
+}
 
 // Exited returns a channel that is closed when the process has exited, whoever
 // holds its sockets now. The kernel tells through SO_PEERPIDFD, Linux 6.5; where

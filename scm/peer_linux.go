@@ -1,6 +1,8 @@
 package scm
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -74,18 +76,75 @@ func awaitExit(pidfd *os.File) error {
 	})
 }
 
+// executable finds the process by its pidfd: the number that /proc has for it is in
+// fdinfo, proc(5), and is its own as long as it is there again afterwards. The number
+// of SO_PEERCRED would not do where /proc is another pid namespace's.
+func executable(pidfd *os.File) (string, error) {
+	pid, err := pidOf(pidfd)
+	if err != nil {
+		return "", err
+	}
+	path, err := os.Readlink("/proc/" + pid + "/exe")
+	again, goneErr := pidOf(pidfd)
+	switch {
+	case goneErr != nil:
+		return "", goneErr
+	case again != pid:
+		return "", os.ErrProcessDone
+	case errors.Is(err, os.ErrNotExist): // it has exited and was not reaped
+		return "", os.ErrProcessDone
+	case err != nil:
+		return "", err
+	}
+	return path, nil
+}
+
+func pidOf(pidfd *os.File) (pid string, err error) {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	var info []byte
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		info, failed = os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(fd)))
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(info)) {
+		if value, ok := strings.CutPrefix(line, "Pid:"); ok {
+			pid = strings.TrimSpace(value)
+		}
+	}
+	switch pid {
+	case "":
+		return "", fmt.Errorf("fdinfo of a pidfd: %w", errors.ErrUnsupported)
+	case "-1", "0": // it has exited, or is in no namespace that this one can see
+		return "", os.ErrProcessDone
+	}
+	return pid, nil
+}
+
 func overflowUID(uid uint32) bool { return uid == readOverflowUID() }
 
-// readOverflowUID falls back to the kernel's default where /proc is not mounted.
-var readOverflowUID = sync.OnceValue(func() uint32 {
+func overflowGID(gid uint32) bool { return gid == readOverflowGID() }
+
+var (
+	readOverflowUID = sync.OnceValue(func() uint32 { return readOverflow("/proc/sys/kernel/overflowuid") })
+	readOverflowGID = sync.OnceValue(func() uint32 { return readOverflow("/proc/sys/kernel/overflowgid") })
+)
+
+// readOverflow falls back to the kernel's default where /proc is not mounted.
+func readOverflow(path string) uint32 {
 	const byDefault = 65534
-	text, err := os.ReadFile("/proc/sys/kernel/overflowuid")
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return byDefault
 	}
-	uid, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	number, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
 	if err != nil {
 		return byDefault
 	}
-	return uint32(uid)
-})
+	return uint32(number)
+}

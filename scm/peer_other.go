@@ -16,4 +16,9 @@ func peer(int) (*Peer, error) {
 // awaitExit is never reached: there is no Peer here.
 func awaitExit(*os.File) error { return errors.ErrUnsupported }
 
+// executable is never reached either.
+func executable(*os.File) (string, error) { return "", errors.ErrUnsupported }
+
 func overflowUID(uint32) bool { return false }
+
+func overflowGID(uint32) bool { return false }

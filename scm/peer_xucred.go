@@ -23,4 +23,9 @@ func peerOfXucred(cred *unix.Xucred) *Peer {
 // awaitExit is never reached: no Peer has a pidfd here.
 func awaitExit(*os.File) error { return errors.ErrUnsupported }
 
+// executable is never reached either.
+func executable(*os.File) (string, error) { return "", errors.ErrUnsupported }
+
 func overflowUID(uint32) bool { return false }
+
+func overflowGID(uint32) bool { return false }
