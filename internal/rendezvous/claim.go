@@ -234,6 +234,9 @@ func (c *Claim) relock(ctx context.Context) error {
 }
 
 func (c *Claim) rebind() error {
+	if _, err := c.place.vouch(); err != nil {
+		return err
+	}
 	if err := checkClaimable(c.place.Path); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package rendezvous
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"syscall"
 )
 
@@ -25,6 +26,10 @@ var (
 	// ErrFileType says that something else is where a socket, a lock file or
 	// the temporary directory should be.
 	ErrFileType = errors.New("wrong type of file")
+
+	// ErrUnsafe says that somebody who is not trusted could lead the path
+	// elsewhere, or has. See [UnsafeError].
+	ErrUnsafe = errors.New("unsafe socket path")
 
 	// ErrMismatch says that [Adopt] was given something else than announced.
 	ErrMismatch = errors.New("not what was announced")
@@ -108,6 +113,22 @@ func (e *PathError) Is(target error) bool { return target == ErrPath }
 
 // Unwrap returns the system's error, or nil.
 func (e *PathError) Unwrap() error { return e.Err }
+
+// UnsafeError says by which file a path is in the hands of others. It matches
+// [ErrUnsafe], and [fs.ErrPermission]: nobody is permitted to go on.
+type UnsafeError struct {
+	Path   string // the socket's
+	File   string // what others can replace, or may have made
+	Reason string // its mode and owner, and what would help
+}
+
+// Error names the path and the reason.
+func (e *UnsafeError) Error() string {
+	return fmt.Sprintf("socket path %s is not safe: %s", e.Path, e.Reason)
+}
+
+// Is reports whether target is [ErrUnsafe] or [fs.ErrPermission].
+func (e *UnsafeError) Is(target error) bool { return target == ErrUnsafe || target == fs.ErrPermission }
 
 // retryError marks what may look different a moment later.
 type retryError struct {

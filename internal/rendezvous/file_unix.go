@@ -94,7 +94,7 @@ func openLock(p Place, gid int) (*scm.FD, error) {
 	const flags = unix.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err := open(path, flags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		fd, err = open(path, flags|unix.O_CREAT|unix.O_EXCL, uint32(p.Mode))
+		fd, err = open(path, flags|unix.O_CREAT|unix.O_EXCL, uint32(p.lockMode()))
 		switch {
 		case err == nil:
 			lock := scm.NewFD(fd)
@@ -138,7 +138,7 @@ func checkLockFile(fd *scm.FD, path string) (file, error) {
 // settleLockRights gives a lock file from an earlier run the rights of this
 // one, if it is this user's to change. Only the lock's holder does so.
 func settleLockRights(p Place, gid int, fd *scm.FD, st file) error {
-	if int(st.uid) != os.Geteuid() || st.mode.Perm() == p.Mode && (gid < 0 || gid == int(st.gid)) {
+	if int(st.uid) != os.Geteuid() || st.mode.Perm() == p.lockMode() && (gid < 0 || gid == int(st.gid)) {
 		return nil
 	}
 	return setLockRights(p, gid, fd)
@@ -148,10 +148,10 @@ func setLockRights(p Place, gid int, fd *scm.FD) error {
 	return control(fd, func(fd int) error {
 		if gid >= 0 {
 			if err := unix.Fchown(fd, -1, gid); err != nil {
-				return groupError(p, p.lockPath(), gid, os.NewSyscallError("fchown", err))
+				return groupError(p.lockPath(), p.Group, gid, os.NewSyscallError("fchown", err))
 			}
 		}
-		if err := unix.Fchmod(fd, uint32(p.Mode)); err != nil {
+		if err := unix.Fchmod(fd, uint32(p.lockMode())); err != nil {
 			return fmt.Errorf("mode of %s: %w", p.lockPath(), os.NewSyscallError("fchmod", err))
 		}
 		return nil
@@ -246,6 +246,10 @@ func removeTemp(p Place) error {
 		return explain(err, temp)
 	case !st.mode.IsDir():
 		return wrongType(temp, st.mode, "a temporary directory")
+	case st.uid != 0 && int(st.uid) != os.Geteuid() && everybodys(filepath.Dir(p.Path)):
+		// Its owner could lead us on to another directory, and have us unlink
+		// what is there.
+		return fmt.Errorf("temporary directory %s of an earlier run belongs to uid %d: remove it: %w", temp, st.uid, ErrFileType)
 	}
 	if st, err := lstat(bound); err == nil && st.mode.Type() == fs.ModeSocket {
 		if err := unlinkFile(bound); err != nil {
@@ -258,16 +262,22 @@ func removeTemp(p Place) error {
 	return nil
 }
 
+// everybodys reports whether anybody can make files in a directory.
+func everybodys(dir string) bool {
+	st, err := os.Stat(dir)
+	return err != nil || st.Mode().Perm()&0o002 != 0
+}
+
 // setSocketRights: the group comes first, so that the mode's group bits are
 // never another group's. The umask has no say in chmod.
 func setSocketRights(p Place, path string) error {
-	gid, err := LookupGroup(p.Group)
+	gid, err := LookupGroup(p.socketGroup())
 	if err != nil {
 		return err
 	}
 	if gid >= 0 {
 		if err := os.Lchown(path, -1, gid); err != nil {
-			return groupError(p, p.Path, gid, err)
+			return groupError(p.Path, p.socketGroup(), gid, err)
 		}
 	}
 	return os.Chmod(path, p.Mode)
@@ -317,9 +327,9 @@ func wrongType(path string, mode fs.FileMode, wanted string) error {
 	return fmt.Errorf("where %s belongs, %s is %s: move it away or choose another path: %w", wanted, path, is, ErrFileType)
 }
 
-func groupError(p Place, path string, gid int, err error) error {
+func groupError(path, group string, gid int, err error) error {
 	return fmt.Errorf("cannot give %s to group %s (gid %d): %w: this process runs as uid %d and only a member of the group, or root, may do that",
-		path, p.Group, gid, err, os.Geteuid())
+		path, group, gid, err, os.Geteuid())
 }
 
 // explain adds to a failed system call on path what an operator has to know to
@@ -328,7 +338,7 @@ func explain(err error, path string) error {
 	dir := filepath.Dir(path)
 	switch {
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
-		return fmt.Errorf("%w: %s", err, rights(path))
+		return fmt.Errorf("%w: %s", err, Rights(path))
 	case errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("%w: the file system of %s is mounted read-only: an owner can be reached through it, but a socket needs a writable one", err, dir)
 	case errors.Is(err, syscall.ENOTDIR):
@@ -341,9 +351,10 @@ func explain(err error, path string) error {
 	return err
 }
 
-// rights tells who may use path or, if nothing can be said of that, the nearest
-// directory above it of which something can: the one that denied access.
-func rights(path string) string {
+// Rights tells, for an error, who may use path, what this process is, and what would
+// help. If nothing can be said of the path it is about the nearest directory above it
+// of which something can: the one that denied access.
+func Rights(path string) string {
 	at := path
 	st, err := lstat(at)
 	for err != nil && at != "/" {
@@ -384,6 +395,9 @@ func fstat(fd *scm.FD) (file, error) {
 
 func fileOf(st *unix.Stat_t) file {
 	mode := fs.FileMode(st.Mode).Perm()
+	if st.Mode&unix.S_ISVTX != 0 {
+		mode |= fs.ModeSticky
+	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 	case unix.S_IFDIR:

@@ -55,6 +55,7 @@ func Reach(ctx context.Context, p Place) (*scm.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.asker = true
 	var conn *scm.Conn
 	err = retry(ctx, p, func() (err error) {
 		if conn, err = look(ctx, p); !errors.Is(err, errNobody) {
@@ -166,12 +167,32 @@ func Remove(ctx context.Context, p Place, id Identity) error {
 
 // look dials the owner. errNobody says that nobody answers and that a claim
 // would meet nothing or a stale socket.
+//
+// The path is looked at before, so that no stranger's socket is connected to, and
+// afterwards, so that it was that one which was.
 func look(ctx context.Context, p Place) (*scm.Conn, error) {
+	before, err := p.vouch()
+	if err != nil {
+		return nil, unknown(p, err)
+	}
 	conn, err := scm.Dial(ctx, p.Path)
+	if err != nil {
+		return nil, judge(ctx, p, err)
+	}
+	after, err := p.vouch()
+	switch {
+	case err == nil && before.inode != after.inode:
+		err = &retryError{err: errors.New("another socket was put there meanwhile")}
+	case err == nil && p.asker:
+		err = p.checkListener(conn, after)
+	}
 	if err == nil {
 		return conn, nil
 	}
-	return nil, judge(ctx, p, err)
+	if again := new(retryError); !errors.As(err, &again) {
+		err = unknown(p, err)
+	}
+	return nil, errors.Join(err, conn.Close())
 }
 
 // probe is look for sockets of any type, which need not speak to us.

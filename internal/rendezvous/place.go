@@ -48,9 +48,20 @@ type Place struct {
 	// only if nobody answers: reaching a living owner needs no group.
 	Group string
 
+	// ReadGroup is a group whose members are to connect and to do nothing else. It
+	// is the group of the socket where Group is empty; the lock file, which nobody may
+	// hold who is not to own, is then for the user alone.
+	ReadGroup string
+
+	// TrustDirectory leaves out the check of who can write to the directory of the
+	// socket. See [ErrUnsafe].
+	TrustDirectory bool
+
 	// Backlog is the length of the accept queue, [DefaultBacklog] if zero.
 	// It means nothing to "unixgram".
 	Backlog int
+
+	asker bool // who takes nothing from whom it meets, see trust
 }
 
 // CheckPath says whether path can be the path of a socket of the network
@@ -139,6 +150,21 @@ func (p Place) control() (Place, error) {
 		err = fmt.Errorf("control socket %s: %w", p.Path, net.UnknownNetworkError(p.Network))
 	}
 	return p, err
+}
+
+// socketGroup is the group that the socket gets; the lock file gets Group.
+func (p Place) socketGroup() string {
+	if p.Group == "" {
+		return p.ReadGroup
+	}
+	return p.Group
+}
+
+func (p Place) lockMode() fs.FileMode {
+	if p.Group == "" && p.ReadGroup != "" {
+		return p.Mode &^ 0o077
+	}
+	return p.Mode
 }
 
 func (p Place) lockPath() string { return p.Path + lockSuffix }

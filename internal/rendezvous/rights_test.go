@@ -26,6 +26,14 @@ func needRoot(t *testing.T) {
 	}
 }
 
+// giveTo makes a file another user's.
+func giveTo(t *testing.T, path string, uid int) {
+	t.Helper()
+	if err := os.Lchown(path, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestModeAndGroupDoNotDependOnTheUmask(t *testing.T) {
 	needRoot(t)
 	for _, umask := range []string{"000", "022", "077", "777"} {
@@ -51,7 +59,7 @@ func TestUmaskThatTakesOurOwnRightsIsNoObstacle(t *testing.T) {
 	leak.Check(t)
 	dir := filepath.Join(tempDir(t), "d")
 	mkdir(t, dir)
-	chmod(t, dir, 0o777)
+	giveTo(t, dir, stranger)
 	path := filepath.Join(dir, "control.sock")
 	// Root would not notice.
 	owner := start(t, "claim", []string{path, "600", "", "777"}, as(stranger))
@@ -165,7 +173,7 @@ func TestWithoutPermissionNothingIsBound(t *testing.T) {
 			func(t *testing.T, path string) {
 				makeStale(t, path)
 				chmod(t, path, 0o600)
-				chmod(t, filepath.Dir(path), 0o777)
+				giveTo(t, filepath.Dir(path), stranger)
 			},
 			[]string{"control.sock has mode 0600, uid 0 and gid 0"},
 		},
@@ -186,7 +194,7 @@ func TestWithoutPermissionNothingIsBound(t *testing.T) {
 			"a lock that we may not open",
 			func(t *testing.T, path string) {
 				writeFile(t, path+".lock")
-				chmod(t, filepath.Dir(path), 0o777)
+				giveTo(t, filepath.Dir(path), stranger)
 			},
 			[]string{"control.sock.lock has mode 0600, uid 0 and gid 0"},
 		},
@@ -223,7 +231,7 @@ func TestGroupThatTheProcessMayNotGive(t *testing.T) {
 	leak.Check(t)
 	dir := filepath.Join(tempDir(t), "d")
 	mkdir(t, dir)
-	chmod(t, dir, 0o777)
+	giveTo(t, dir, stranger)
 	path := filepath.Join(dir, "control.sock")
 	got := start(t, "find", []string{path, "660", strconv.Itoa(members), "022"}, as(stranger)).line()
 	if !strings.Contains(got, fmt.Sprintf("gid %d", members)) || !strings.Contains(got, "only a member of the group") {
