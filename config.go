@@ -19,7 +19,6 @@ import (
 	"github.com/crossfade-go/crossfade/internal/generations"
 	"github.com/crossfade-go/crossfade/internal/pidfile"
 	"github.com/crossfade-go/crossfade/internal/rendezvous"
-	"github.com/crossfade-go/crossfade/scm"
 )
 
 // The defaults of [Config].
@@ -36,10 +35,6 @@ const (
 // helloTimeout is how long an authorised client of the control socket may take
 // for its first message.
 const helloTimeout = 5 * time.Second
-
-// Peer is who is at the other end of a connection to the control socket, as the
-// kernel says.
-type Peer = scm.Peer
 
 // Successor is a process that asks to take over, as [Config.AcceptSuccessor]
 // sees it.
@@ -73,6 +68,19 @@ type Config struct {
 	// SocketGroup is the group of the socket and its lock file, by name or
 	// number. Its members may connect too, given a SocketMode of 0660.
 	SocketGroup string
+	// ReadGroup is a group whose members may ask for the status, watch, and rehearse
+	// a handoff, by name or number. SocketMode has to let them connect: without a
+	// SocketGroup the socket is of this group, so 0660 does; with both, what is left
+	// is 0666, where the credentials alone decide.
+	ReadGroup string
+	// TrustDirectory takes everybody for trusted who can write to the directory of
+	// Socket. Without it New refuses one that others than this user, root and the
+	// members of SocketGroup can change, because they could put their own socket
+	// there: [ErrUnsafePath]. It is for a volume whose rights nobody can change and
+	// nobody else can reach, as an emptyDir of Kubernetes is. Also
+	// CROSSFADE_TRUST_DIRECTORY=1, which [Dial] heeds too. The directories above are
+	// checked in any case.
+	TrustDirectory bool
 
 	// Instance names this run of the program in every status and log: 1 to
 	// 200 bytes. Default: CROSSFADE_INSTANCE, else random.
@@ -166,12 +174,19 @@ type Config struct {
 	// with its text. Several may run at once; ctx ends after a few seconds. It
 	// must not call Stop, which waits for it.
 	AcceptSuccessor func(ctx context.Context, s Successor) error
-	// Authorize decides who may speak on the control socket, by the kernel's
-	// credentials, before a byte is read. Default: the same effective user,
-	// root, and with SocketGroup the members of that group. peer is nil on a
-	// system that does not tell credentials; there the default relies on the
-	// file mode.
-	Authorize func(peer *Peer) error
+	// Authorize decides by the kernel's credentials who may do what on the control
+	// socket: AccessRead before a byte of a client is read, AccessChange when it asks
+	// for more. It also decides whether New may take over from the owner that it has
+	// found: AccessOwner. An error denies; its text goes to this process's log, and
+	// for AccessOwner into New's error. It may be called several times for one peer,
+	// and concurrently.
+	//
+	// Default: the same effective user, root, the members of SocketGroup, and for
+	// AccessRead those of ReadGroup. The overflow uid and gid of user_namespaces(7)
+	// are nobody's. peer is nil on a system that does not tell credentials; there the
+	// default relies on the file mode. A process that Upgrade has started is the
+	// owner's own, and neither asks about the other.
+	Authorize func(peer *Peer, access Access) error
 	// RequireAllClaimed makes Ready fail if anything that the predecessor
 	// offered was not asked for, so that a forgotten listener does not
 	// disappear silently.
@@ -219,6 +234,7 @@ func (c *Config) populate(env environment) (*Config, error) {
 	setDefault(&p.Instance, env.instance)
 	setDefault(&p.Instance, rand.Text())
 	setDefault(&p.Epoch, env.epoch)
+	p.TrustDirectory = p.TrustDirectory || env.trustDirectory
 	setDefault(&p.DialTimeout, DefaultDialTimeout)
 	setDefault(&p.ReadyTimeout, DefaultReadyTimeout)
 	setDefault(&p.MaxReadyTimeout, max(DefaultMaxReadyTimeout, p.ReadyTimeout))
@@ -235,11 +251,11 @@ func (c *Config) populate(env environment) (*Config, error) {
 		p.Logger = slog.Default()
 	}
 	if p.Authorize == nil {
-		group, err := rendezvous.LookupGroup(p.SocketGroup)
+		authorize, err := defaultAuthorize(p.SocketGroup, p.ReadGroup)
 		if err != nil {
 			return nil, err
 		}
-		p.Authorize = func(peer *Peer) error { return authorize(peer, group) }
+		p.Authorize = authorize
 	}
 	if p.Command == nil {
 		command, err := defaultCommand()
@@ -362,30 +378,13 @@ func setDefault[T comparable](field *T, value T) {
 
 // place is where the control socket is and what rights it has.
 func (c *Config) place() rendezvous.Place {
-	return rendezvous.Place{Path: c.Socket, Mode: c.SocketMode, Group: c.SocketGroup}
+	return rendezvous.Place{
+		Path: c.Socket, Mode: c.SocketMode, Group: c.SocketGroup, ReadGroup: c.ReadGroup, TrustDirectory: c.TrustDirectory,
+	}
 }
 
 func (c *Config) process() handoff.Process {
 	return handoff.Process{Instance: c.Instance, BuildVersion: c.BuildVersion, Epoch: c.Epoch, PID: os.Getpid()}
-}
-
-// authorize is the default of [Config.Authorize]. group is -1 for none.
-func authorize(peer *Peer, group int) error {
-	own := os.Geteuid()
-	switch {
-	case peer == nil:
-		return nil // connecting needed write permission on the socket's file
-	case peer.Unmapped():
-		return fmt.Errorf("%w: the client's user has no number in this user namespace, so it cannot be known", ErrDenied)
-	case peer.UID == 0, int(peer.UID) == own:
-		return nil
-	case group >= 0 && (int(peer.GID) == group || slices.Contains(peer.Groups, uint32(group))):
-		return nil
-	case group >= 0:
-		return fmt.Errorf("%w: uid %d is neither root nor uid %d nor a member of group %d", ErrDenied, peer.UID, own, group)
-	default:
-		return fmt.Errorf("%w: uid %d is neither root nor uid %d; Config.SocketGroup can admit a group", ErrDenied, peer.UID, own)
-	}
 }
 
 // defaultCommand is this program as it was started: the path that the caller

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
@@ -51,8 +52,17 @@ type Controller struct {
 
 // Dial returns the controller of a control socket, which somebody owns: otherwise
 // the error is one of those of [Controller].
+//
+// A controller believes whom the path names: root, this user, the user or the group
+// that the socket or its directory is for. It matches ErrUnsafePath if that cannot be
+// relied upon, because others could have put another socket there, or because somebody
+// else listens. CROSSFADE_TRUST_DIRECTORY=1 is as for [Config.TrustDirectory].
 func Dial(ctx context.Context, socket string) (*Controller, error) {
-	c := &Controller{place: rendezvous.Place{Path: socket}}
+	trust, err := trustsDirectory(os.Getenv(envTrustDirectory))
+	if err != nil {
+		return nil, fmt.Errorf("crossfade: %w", err)
+	}
+	c := &Controller{place: rendezvous.Place{Path: socket, TrustDirectory: trust}}
 	conn, err := c.reach(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("crossfade: %w", err)
@@ -221,7 +231,7 @@ func ask[T any](ctx context.Context, c *Controller, name string, request func(co
 		}
 		again := errors.Is(err, ErrMoved) || errors.Is(err, handoff.ErrUnanswered)
 		if !again || !sleep(ctx, pause) {
-			return answer, fmt.Errorf("crossfade: %s: %w", name, err)
+			return answer, explainDenied(fmt.Errorf("crossfade: %s: %w", name, err), c.place.Path)
 		}
 	}
 }

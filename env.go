@@ -25,6 +25,7 @@ const (
 
 	envProbation      = envPrefix + "PROBATION"        // how long this deployment is on probation, 30s
 	envAtProbationEnd = envPrefix + "AT_PROBATION_END" // settle or rollback
+	envTrustDirectory = envPrefix + "TRUST_DIRECTORY"  // 1: whoever can write to the control socket's directory is trusted
 )
 
 // environment is what the variables said.
@@ -37,6 +38,8 @@ type environment struct {
 
 	probation      *time.Duration // nil if there is none
 	atProbationEnd *ProbationEnd  // nil if there is none
+
+	trustDirectory bool
 }
 
 // envMu makes taking the environment one step: of two Upgraders in one process
@@ -78,6 +81,11 @@ func takeEnvironment() (environment, error) {
 		}
 		env.force = force
 	}
+	trust, err := trustsDirectory(vars[envTrustDirectory])
+	if err != nil {
+		return env, err
+	}
+	env.trustDirectory = trust
 	if v := vars[envProbation]; v != "" {
 		d, err := time.ParseDuration(v)
 		if err != nil || d < 0 {
@@ -100,6 +108,18 @@ func takeEnvironment() (environment, error) {
 	return env, nil
 }
 
+// trustsDirectory reads the one variable that a [Controller] heeds too.
+func trustsDirectory(value string) (bool, error) {
+	if value == "" {
+		return false, nil
+	}
+	trust, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, fmt.Errorf("%s=%q is neither 0 nor 1", envTrustDirectory, value)
+	}
+	return trust, nil
+}
+
 // abandon closes the inherited connection, whose end tells the predecessor, of a
 // process that gives up because of err.
 func (env environment) abandon(err error) error {
@@ -120,6 +140,9 @@ func childEnviron(environ []string, c *Config, instance string, fd int) []string
 	}
 	if c.Epoch != 0 {
 		environ = append(environ, envEpoch+"="+strconv.FormatUint(c.Epoch, 10))
+	}
+	if c.TrustDirectory {
+		environ = append(environ, envTrustDirectory+"=1")
 	}
 	return append(environ, envInstance+"="+instance, envFD+"="+strconv.Itoa(fd))
 }

@@ -71,7 +71,11 @@ var (
 	ErrDraining = handoff.ErrDraining
 	// ErrPolicy: the owner's AcceptSuccessor or Epoch refused.
 	ErrPolicy = handoff.ErrPolicy
-	// ErrDenied: the owner's Authorize, or its default, refused.
+	// ErrUnsafePath: others could put a socket of their own at the control path; the
+	// text says who, where, and what to do. See [Config.TrustDirectory].
+	ErrUnsafePath = rendezvous.ErrUnsafe
+	// ErrDenied: Authorize, or its default, refused: the owner's or, of an owner that
+	// was found, this process's own.
 	ErrDenied = handoff.ErrDenied
 	// ErrIncompatible: the two sides speak no common protocol version.
 	ErrIncompatible = handoff.ErrIncompatible

@@ -209,10 +209,11 @@ func TestStrangers(t *testing.T) {
 		groups []uint32
 		want   error // nil: it is served
 		says   string
+		log    string // of the owner
 	}{
 		{name: "may not open the socket", mode: 0o600, want: crossfade.ErrOwnerUnknown, says: "permission denied"},
-		{name: "may open the socket and is nobody", mode: 0o666, want: crossfade.ErrDenied, says: "uid 65533 is neither root nor uid 0"},
-		{name: "is not in the group", mode: 0o666, group: strconv.Itoa(members), want: crossfade.ErrDenied, says: "nor a member of group 65511"},
+		{name: "may open the socket and is nobody", mode: 0o666, want: crossfade.ErrDenied, says: "uid 65533 may not speak here", log: "uid 65533 is neither root nor uid 0"},
+		{name: "is not in the group", mode: 0o666, group: strconv.Itoa(members), want: crossfade.ErrDenied, says: "uid 65533 may not speak here", log: "nor a member of group 65511"},
 		{name: "is in the group", mode: 0o660, group: strconv.Itoa(members), groups: []uint32{members}},
 	}
 	exe := copyOfTest(t)
@@ -241,7 +242,10 @@ func TestStrangers(t *testing.T) {
 				t.Errorf("New: %v", got)
 			}
 			if errors.Is(tt.want, crossfade.ErrDenied) {
-				owner.awaitLog("turned away", "uid 65533", tt.says)
+				owner.awaitLog("turned away", "uid 65533", tt.log)
+				if strings.Contains(got.Text, tt.log) {
+					t.Errorf("a stranger is told whom the owner lets in: %v", got)
+				}
 			}
 			if s := owner.status(); tt.want != nil && s.LastFailure != nil {
 				t.Errorf("an attempt has begun: %+v", s.LastFailure)

@@ -33,6 +33,9 @@ func (u *Upgrader) join(ctx context.Context, generation uint64) error {
 			return u.first(claim, generation)
 		}
 		u.dialled = true
+		if err := u.checkOwner(conn); err != nil {
+			return errors.Join(err, conn.Close())
+		}
 		err = u.takeOver(ctx, conn, waitUntil)
 		var lost *handoff.LostError
 		switch {
@@ -43,7 +46,7 @@ func (u *Upgrader) join(ctx context.Context, generation uint64) error {
 		case errors.As(err, &lost):
 			generation = max(generation, lost.Generation)
 		case !errors.Is(err, handoff.ErrMoved):
-			return fmt.Errorf("taking over %s: %w", u.cfg.Socket, err)
+			return explainDenied(fmt.Errorf("taking over %s: %w", u.cfg.Socket, err), u.cfg.Socket)
 		}
 		u.log.Info("looking again who owns the control socket", "path", u.cfg.Socket, "err", err)
 		if !searchUntil.IsZero() && !time.Now().Before(searchUntil) {

@@ -122,9 +122,9 @@ var errServed = errors.New("served")
 // of a successor, errServed for a client that got what it came for, and another
 // error for one that was turned away.
 func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
-	if err := s.auth(peer); err != nil {
-		s.refuse(l, &pb.Refuse{Code: pb.RefuseCode_REFUSE_CODE_DENIED, Reason: sentence(err)})
-		return nil, err
+	if denied := s.allow(peer, AccessRead); denied != nil {
+		s.refuse(l, denied.refusal())
+		return nil, denied
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), s.limits.Hello,
 		&TimeoutError{For: stepHello, Limit: s.limits.Hello})
@@ -145,6 +145,10 @@ func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 			return nil, err
 		}
 		return nil, errServed
+	}
+	if denied := s.allow(peer, AccessChange); denied != nil {
+		s.refuse(l, denied.refusal())
+		return nil, denied
 	}
 	return s.admit(ctx, l, s.candidate(hello, peer))
 }
@@ -309,6 +313,12 @@ func (s *Server) serveController(ctx context.Context, l *link, peer *scm.Peer) e
 		err = &Error{Side: Predecessor, Step: step, Err: err}
 		s.refuse(l, refusalOf(err))
 		return err
+	}
+	if changes(request) {
+		if denied := s.allow(peer, AccessChange); denied != nil {
+			s.refuse(l, denied.refusal())
+			return denied
+		}
 	}
 	if err := s.answer(ctx, l, peer, request); err != nil {
 		s.log.Debug("an answer to a controller could not be written", "peer", peerName(peer), "err", err)

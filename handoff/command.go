@@ -44,7 +44,13 @@ const (
 	cancelGrace = 3 * time.Second
 )
 
-// answer serves one request of peer. ctx bounds what a request may not take long for.
+// changes reports whether a request is one that only some may make. One that is not
+// known may be anything.
+func changes(r *pb.ControlRequest) bool {
+	return r.GetStatus() == nil && r.GetWatch() == nil && r.GetCheck() == nil
+}
+
+// answer serves one request of peer, which may make it. ctx bounds what a request may not take long for.
 func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.ControlRequest) error {
 	switch {
 	case r.GetStatus() != nil:
@@ -417,7 +423,12 @@ func (s *Server) rehearse(ctx context.Context, peer *scm.Peer, r *pb.CheckReques
 		Process: r.GetSuccessor(), Force: r.GetForce(), Probation: r.GetProbation(), AtProbationEnd: r.GetAtProbationEnd(),
 	}, peer)
 	refusal, _ := s.refusal()
-	if refusal == nil || passing(refusal.GetCode()) {
+	denied := s.allow(peer, AccessChange)
+	switch {
+	case refusal.GetCode() == pb.RefuseCode_REFUSE_CODE_MOVED:
+	case denied != nil:
+		refusal = denied.refusal()
+	case refusal == nil || passing(refusal.GetCode()):
 		if final := s.judge(ctx, who); final != nil {
 			refusal = final
 		}

@@ -27,6 +27,9 @@ const (
 	AllowedAtOnce  = allowedAtOnce
 
 	MaxAckReason = maxAckReason
+
+	NoiseBurst    = noiseBurst
+	NoiseInterval = noiseInterval
 )
 
 func (s *Server) Serve(conn Frames, peer *scm.Peer) { s.serve(conn, peer) }
@@ -52,5 +55,7 @@ func CommandOn(ctx context.Context, conn Frames, r *pb.ControlRequest) (*Outcome
 func CheckOn(ctx context.Context, conn Frames, who *Candidate) (*Rehearsal, error) {
 	return check(ctx, conn, who)
 }
+
+func ChangesSomething(r *pb.ControlRequest) bool { return changes(r) }
 
 func RefusedFromWire(w *pb.Refuse) error { return refusedFromWire(w) }

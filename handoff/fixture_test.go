@@ -302,7 +302,7 @@ func newOwner(t *testing.T, configure ...func(*handoff.ServerConfig)) *owner {
 		Process:   handoff.Process{Instance: "v1", PID: 11},
 		Service:   o.service,
 		Limits:    limits,
-		Authorize: func(*scm.Peer) error { return nil },
+		Authorize: func(*scm.Peer, handoff.Access) error { return nil },
 		Accept:    func(context.Context, handoff.Candidate) error { return nil },
 		Log:       quiet,
 	}

@@ -47,9 +47,11 @@ type ServerConfig struct {
 	Commands Commands
 	// Limits are the deadlines.
 	Limits Limits
-	// Authorize decides by the kernel's credentials, before a byte is read,
-	// whether a client may speak. peer is nil on systems that do not tell them.
-	Authorize func(peer *scm.Peer) error
+	// Authorize decides by the kernel's credentials what a client may do: whether it
+	// may speak, AccessRead, before a byte is read, and whether it may change
+	// something, AccessChange, when that is what it asks for. peer is nil on systems
+	// that do not tell credentials. Its error is for the log of this process alone.
+	Authorize func(peer *scm.Peer, access Access) error
 	// Accept is the owner's policy: an error refuses the candidate with its text.
 	Accept func(context.Context, Candidate) error
 	// OnEvent gets every change, in order, at once: it must not block, nor call
@@ -66,7 +68,7 @@ type Server struct {
 	self     Process
 	service  Service
 	limits   Limits
-	auth     func(*scm.Peer) error
+	auth     func(*scm.Peer, Access) error
 	policy   func(context.Context, Candidate) error
 	commands Commands
 	onEvent  func(Event)

@@ -126,10 +126,10 @@ func TestRefusalsThatStand(t *testing.T) {
 
 func TestDeniedBeforeAByteIsRead(t *testing.T) {
 	bubble(t, "", func(t *testing.T) {
-		o := newOwner(t, func(c *handoff.ServerConfig) { c.Authorize = func(*scm.Peer) error { return errBoom } })
+		o := newOwner(t, func(c *handoff.ServerConfig) { c.Authorize = func(*scm.Peer, handoff.Access) error { return errBoom } })
 		c := newCandidate(t).connect(t.Context(), o)
 		<-c.connected
-		mustMatch(t, c.err, is(handoff.ErrDenied), "boom")
+		mustMatch(t, c.err, is(handoff.ErrDenied), "this client may not speak here")
 		if c.pipe.server.reads != 0 {
 			t.Errorf("%d messages were read", c.pipe.server.reads)
 		}

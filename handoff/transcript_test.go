@@ -229,7 +229,7 @@ var scenes = map[string]scene{
 	},
 	"refused-denied": {
 		about:  "Refused for the kernel's credentials.",
-		config: func(c *handoff.ServerConfig) { c.Authorize = func(*scm.Peer) error { return errBoom } },
+		config: func(c *handoff.ServerConfig) { c.Authorize = func(*scm.Peer, handoff.Access) error { return errBoom } },
 	},
 	"refused-stopping": {
 		about: "Refused by an owner that has stopped.",
