@@ -181,7 +181,7 @@ func look(ctx context.Context, p Place) (*scm.Conn, error) {
 	}
 	after, err := p.vouch()
 	switch {
-	case err == nil && before.inode != after.inode:
+	case err == nil && (before.inode != after.inode || after.inode == inode{}):
 		err = &retryError{err: errors.New("another socket was put there meanwhile")}
 	case err == nil && p.asker:
 		err = p.checkListener(conn, after)

@@ -56,6 +56,12 @@ func as(uid uint32, groups ...uint32) option {
 	}
 }
 
+// inherits gives the process a file as descriptor 3. Its descriptor in this process is
+// not a socket that anybody else uses: a blocking one is fine.
+func inherits(f *os.File) option {
+	return func(cmd *exec.Cmd) { cmd.ExtraFiles = append(cmd.ExtraFiles, f) }
+}
+
 func start(t *testing.T, name string, args []string, options ...option) *process {
 	t.Helper()
 	self, err := os.Executable()
@@ -172,7 +178,8 @@ func (p *process) end() {
 	p.cmd.Wait()
 }
 
-// place of a process is: path, mode, group, umask.
+// place of a process is: path, mode, group, umask and, where it matters, whether the
+// directory is trusted.
 func placeOf(args []string) rendezvous.Place {
 	mode, err := strconv.ParseUint(args[1], 8, 32)
 	if err != nil {
@@ -183,7 +190,7 @@ func placeOf(args []string) rendezvous.Place {
 		panic(err)
 	}
 	syscall.Umask(int(umask))
-	return rendezvous.Place{Path: args[0], Mode: fs.FileMode(mode), Group: args[2]}
+	return rendezvous.Place{Path: args[0], Mode: fs.FileMode(mode), Group: args[2], TrustDirectory: len(args) > 4 && args[4] == "true"}
 }
 
 func plain(path string) []string { return []string{path, "0", "", "022"} }
