@@ -7,9 +7,10 @@ import (
 )
 
 // Of what anybody can bring about at any rate, by connecting, the log gets so many
-// lines at once, and one more after each interval.
+// lines at once, and one more after each interval: as many as there can be clients at
+// the same time, so that of those who only come together none is missing.
 const (
-	noiseBurst    = 10
+	noiseBurst    = maxConnections
 	noiseInterval = 10 * time.Second
 )
 
