@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"syscall"
 )
@@ -12,8 +13,9 @@ import (
 // SendDatagram sends one datagram, with descriptors, to the AF_UNIX datagram
 // socket at address: a path or, on Linux, an abstract name that begins with @.
 // The descriptors remain the caller's. If the receiver's queue is full it waits
-// until ctx ends, whose cause the error then is. Each datagram goes out on a
-// socket of its own: a receiver that has been replaced at the same path gets it.
+// until ctx ends, whose cause the error then is; only Linux lets a sender wait,
+// elsewhere the error is ENOBUFS. Each datagram goes out on a socket of its own: a
+// receiver that has been replaced at the same path gets it.
 //
 // The errors of connect(2) and sendmsg(2) are visible through [errors.Is]: ENOENT
 // or ECONNREFUSED if nobody is there, EMSGSIZE, ENAMETOOLONG. A datagram without
@@ -66,11 +68,13 @@ func CheckDatagramAddress(address string) error {
 	switch {
 	case !abstract:
 		return checkPath(address)
+	case runtime.GOOS != "linux":
+		return fmt.Errorf("the abstract name %q, on %s: %w", address, runtime.GOOS, errors.ErrUnsupported)
 	case name == "":
 		return fmt.Errorf("the abstract name %q is empty: %w", address, syscall.EINVAL)
 	case len(name) > MaxPath:
 		// The zero byte in front of it takes the place of the one behind a path.
 		return fmt.Errorf("the abstract name %q has %d bytes, a unix socket takes at most %d: %w", address, len(name), MaxPath, syscall.ENAMETOOLONG)
 	}
-	return supported()
+	return nil
 }

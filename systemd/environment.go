@@ -179,7 +179,7 @@ func takeSockets(vars map[string]string) ([]Socket, error) {
 		return nil, err
 	}
 	v := vars[envListenFDs]
-	if v == "" {
+	if v == "" || v == "0" {
 		return nil, nil
 	}
 	count, err := strconv.ParseUint(v, 10, 31)

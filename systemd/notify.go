@@ -160,7 +160,7 @@ func (n *Notifier) send(ctx context.Context, fds []*scm.FD, states []State) erro
 	case n.turn <- struct{}{}:
 		defer func() { <-n.turn }()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return fmt.Errorf("notifying the manager at %s, behind another message: %w", n.address, context.Cause(ctx))
 	}
 	return n.deliver(ctx, payload, fds)
 }
@@ -174,15 +174,18 @@ const retryEvery = 50 * time.Millisecond
 func (n *Notifier) deliver(ctx context.Context, payload []byte, fds []*scm.FD) error {
 	for {
 		err := scm.SendDatagram(ctx, n.address, payload, fds...)
-		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("notifying the manager at %s: %w", n.address, err)
 		}
 		timer := time.NewTimer(retryEvery)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			return fmt.Errorf("no manager at %s: %w: %w", n.address, context.Cause(ctx), err)
 		}
 	}
 }

@@ -58,11 +58,14 @@ internal/chaos/x.go           M/internal/leak                                   
 internal/chaos/x.go           M                                                 allowed
 internal/chaos/x.go           M/handoff                                         allowed
 internal/chaos/x.go           golang.org/x/sys/unix                             allowed
+internal/fakemanager/x.go     M/systemd                                         denied
+internal/fakemanager/x.go     M/scm                                             allowed
 internal/leak/x.go            M/scm                                             denied
 internal/leak/x.go            golang.org/x/sys/unix                             denied
 internal/leak/x.go            testing                                           allowed
 x.go                          M/proto/crossfade/handoff/v1                      denied
 x.go                          M/httphandoff                                     denied
+x.go                          M/internal/fakemanager                            denied
 x.go                          M/internal/leak                                   denied
 x.go                          M/internal/transcript                             denied
 x.go                          google.golang.org/protobuf/proto                  denied
