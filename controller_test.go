@@ -245,6 +245,7 @@ func TestAFrozenOwner(t *testing.T) {
 }
 
 func TestControllerUpgrade(t *testing.T) {
+	t.Parallel()
 	t.Run("again and again, each process leaving at once", func(t *testing.T) {
 		d, spec, owner, address := startOwner(t)
 		c := controller(t, spec)
@@ -485,6 +486,7 @@ func TestControllerCancel(t *testing.T) {
 }
 
 func TestControllerOfAProbation(t *testing.T) {
+	t.Parallel()
 	t.Run("rolls back, with whoever else wants it", func(t *testing.T) {
 		d, spec, owner, address := onProbation(t, long)
 		next := begin(d, spec, owner)
@@ -580,6 +582,7 @@ func (p *process) awaitStatus(what string, holds func(*crossfade.Status) bool) {
 }
 
 func TestControllerEndDrain(t *testing.T) {
+	t.Parallel()
 	start := func(t *testing.T, kill bool) (d *desk, spec serviceSpec, first, second *process, c *crossfade.Controller) {
 		d, spec, first, address := startOwner(t, func(s *serviceSpec) { s.KillOverdue = kill })
 		connect(t, "tcp", address).answer()

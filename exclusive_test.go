@@ -289,6 +289,7 @@ func TestSuspendThatFails(t *testing.T) {
 }
 
 func TestResumeThatFails(t *testing.T) {
+	t.Parallel()
 	d, spec, owner, address := withExclusive(t)
 	next := begin(d, spec, owner)
 	owner.await("suspend")
@@ -350,6 +351,7 @@ func TestTheControlSocketDuringAResume(t *testing.T) {
 
 // A Resume that takes its time does not keep somebody else from taking over.
 func TestAResumeIsEndedByTheNextHandoff(t *testing.T) {
+	t.Parallel()
 	d, spec, owner, _ := withExclusive(t, func(s *serviceSpec) { s.CommitTimeout = 3 * time.Second })
 	next := begin(d, spec, owner)
 	owner.await("suspend")

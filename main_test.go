@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/overlap"
 )
 
 // processEnv names the function that a re-executed test binary runs instead of
@@ -22,6 +23,7 @@ var processes = map[string]func(){}
 func TestMain(m *testing.M) {
 	name := os.Getenv(processEnv)
 	if name == "" {
+		overlap.Tests(8)
 		leak.Main(m)
 	}
 	run, ok := processes[name]

@@ -122,6 +122,7 @@ func fillBacklog(t *testing.T, _ *desk, path string) (afterDial func()) {
 }
 
 func TestOwnerThatIsStoppedGoesOnAfterwards(t *testing.T) {
+	t.Parallel()
 	d, spec, owner, address := startOwner(t)
 	owner.freeze()
 	spec.DialTimeout = time.Second

@@ -776,14 +776,21 @@ type load struct {
 	news   chan struct{}
 }
 
-// startLoad lets n clients dial until stop.
+// startLoad lets n clients dial until stop, each about every millisecond: without a
+// pause they would take the processors from those whom they watch.
 func startLoad(t testing.TB, network, address string, n int) *load {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{t: t, network: network, address: address, cancel: cancel, counts: make(map[int]int), news: make(chan struct{})}
 	for range n {
 		l.wg.Go(func() {
+			pause := time.NewTicker(time.Millisecond)
+			defer pause.Stop()
 			for ctx.Err() == nil {
 				l.once()
+				select {
+				case <-pause.C:
+				case <-ctx.Done():
+				}
 			}
 		})
 	}

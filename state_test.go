@@ -95,6 +95,7 @@ func wantState(t *testing.T, p *process, name, content string) {
 // What a writer does wrong ends the attempt that it was called for, and nothing
 // else.
 func TestWritersThatFail(t *testing.T) {
+	t.Parallel()
 	d, spec, owner, address := startOwner(t)
 	clients := startLoad(t, "tcp", address, 1)
 	before := query[resources](owner, "resources")
@@ -156,6 +157,7 @@ func TestAWriterThatTakesTooLong(t *testing.T) {
 // A writer that does not heed the end of its context is left behind, and cannot
 // be called again before it has returned.
 func TestAWriterThatDoesNotReturn(t *testing.T) {
+	t.Parallel()
 	d, spec, owner, address := startOwner(t, func(s *serviceSpec) { s.ReadyTimeout = time.Second })
 	owner.do("offer state", stateSpec{Name: "bad", When: crossfade.AtOffer, Does: "ignore the end"})
 	for _, says := range []string{"its writer does not return: no end of writing within ", "its writer has not returned from an earlier call: no end of writing within "} {
@@ -493,6 +495,7 @@ func TestWritingAtCommitIsBetweenSuspendAndResume(t *testing.T) {
 // 1 GiB passes: both processes have the same file, and neither has a copy of it
 // in its own memory.
 func TestALargeState(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("needs time and memory for 1 GiB")
 	}

@@ -484,6 +484,7 @@ func seedOf(t testing.TB) uint64 {
 }
 
 func TestStreamsThroughFiftyUpgrades(t *testing.T) {
+	t.Parallel()
 	const clients, upgrades = 16, 50
 	s := newStreams(t)
 	serving := s.start(0)
@@ -531,6 +532,7 @@ func TestStreamsThroughFiftyUpgrades(t *testing.T) {
 // and others are under way. Each client that the survivor has goes on where it was;
 // the others were with who was killed.
 func TestKilledWhileStreamsMove(t *testing.T) {
+	t.Parallel()
 	const clients = 300
 	for _, victim := range []string{"predecessor", "successor"} {
 		for _, halt := range []int{1, 60, 150} {

@@ -4,7 +4,6 @@ package e2e_test
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/crossfade-go/crossfade/internal/overlap"
 )
 
 // limit is more than anything here takes. Nothing is asserted about time.
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (status int) {
-	flag.Parse()
+	overlap.Tests(8)
 	for fd := 3; fd < 1<<10; fd++ {
 		syscall.CloseOnExec(fd) // what whoever runs the tests has left open is not theirs
 	}
@@ -38,9 +39,6 @@ func run(m *testing.M) (status int) {
 		root = dir
 		defer os.RemoveAll(dir)
 		err = errors.Join(os.Chmod(dir, 0o755), build()) // another user enters it, too
-	}
-	if err == nil {
-		err = beParallel()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -58,17 +56,6 @@ func build() error {
 		return fmt.Errorf("building the programs: %w\n%s", err, out)
 	}
 	return nil
-}
-
-// beParallel has more scripts run at the same time than there are processors, since
-// they wait most of the time, unless the command line says how many.
-func beParallel() error {
-	asked := false
-	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
-	if asked {
-		return nil
-	}
-	return flag.Set("test.parallel", "6")
 }
 
 // TestScripts runs the scenarios. Each is a script of package testscript, with the

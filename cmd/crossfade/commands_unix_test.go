@@ -18,9 +18,13 @@ import (
 
 // This file tests the commands against real services.
 
-const long = 10 * time.Minute // a probation that no test lasts
+const (
+	long  = 10 * time.Minute // a probation that no test lasts
+	scant = "2s"             // a time that will be up, in which a busy machine has looked all the same
+)
 
 func TestNobody(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	for _, test := range []struct {
 		code int
@@ -35,7 +39,7 @@ func TestNobody(t *testing.T) {
 		{3, []string{"drain", "--now", "1", "--wait"}},
 		{3, []string{"stop"}},
 		{0, []string{"stop", "--if-running"}},
-		{6, []string{"wait", "--timeout", "1s"}}, // so that it has looked, on a busy machine too
+		{6, []string{"wait", "--timeout", scant}},
 	} {
 		r := s.ask(test.code, test.line[0], test.line[1:]...)
 		r.wantServing(s, "")
@@ -45,11 +49,12 @@ func TestNobody(t *testing.T) {
 
 // A file that a dead process has left is nobody, too.
 func TestNobodyAfterACrash(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	p := s.service(told{Version: "v1"})
 	waiting := s.begin("wait", "--generation", "2")
 	s.signal(p, syscall.SIGKILL)
-	s.want(6, "wait", "--generation", "2", "--timeout", "100ms")
+	s.want(6, "wait", "--generation", "2", "--timeout", scant)
 	s.ask(3, "status").wantServing(s, "")
 	s.signal(waiting.cmd.Process, syscall.SIGTERM)
 	if got := waiting.end(); got.code != 6 {
@@ -58,6 +63,7 @@ func TestNobodyAfterACrash(t *testing.T) {
 }
 
 func TestWait(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	first := s.begin("wait") // for a socket that does not exist
 	instance := s.begin("wait", "--version", "v2")
@@ -71,17 +77,17 @@ func TestWait(t *testing.T) {
 	}
 	v1 := s.service(told{Version: "v1", Probation: long, Lingers: true})
 	end(first)
-	if r := s.ask(6, "wait", "--version", "v2", "--timeout", "50ms"); r.Serving == nil {
+	if r := s.ask(6, "wait", "--version", "v2", "--timeout", scant); r.Serving == nil {
 		t.Error("nobody serves")
 	} else {
-		r.wantReason(s, "not within 50ms", fmt.Sprintf("generation 1 (version v1, pid %d) owns", v1.Pid))
+		r.wantReason(s, "not within "+scant, fmt.Sprintf("generation 1 (version v1, pid %d) owns", v1.Pid))
 	}
 	s.service(told{Version: "v2"})
 	end(instance)
-	s.ask(6, "wait", "--settled", "--timeout", "50ms").wantReason(s, "its predecessor can come back")
+	s.ask(6, "wait", "--settled", "--timeout", scant).wantReason(s, "its predecessor can come back")
 	s.want(0, "settle")
 	end(settled)
-	s.ask(6, "wait", "--gone", "1", "--timeout", "50ms").wantReason(s, "is draining")
+	s.ask(6, "wait", "--gone", "1", "--timeout", scant).wantReason(s, "is draining")
 	s.want(0, "wait", "--instance", s.ask(0, "status").Serving.Instance)
 	s.want(0, "drain", "--now", "1")
 	end(gone)
@@ -89,6 +95,7 @@ func TestWait(t *testing.T) {
 
 // An owner that has not called Ready is not what is waited for, and Ready is an event.
 func TestWaitForReady(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	v1 := s.candidate(told{Version: "v1", Initialising: "for long"})
 	waiting := s.begin("status", "--watch")
@@ -98,7 +105,7 @@ func TestWaitForReady(t *testing.T) {
 		}
 	}
 	patient := s.begin("wait")
-	r := s.ask(6, "wait", "--timeout", "50ms")
+	r := s.ask(6, "wait", "--timeout", scant)
 	r.wantReason(s, "owns and is not ready yet")
 	r.wantServing(s, "v1")
 	s.ask(4, "check").wantReason(s, "not now: the owner has not called Ready yet")
@@ -110,6 +117,7 @@ func TestWaitForReady(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Names: []string{"http", "admin"}, Refuse: "not today", Epoch: 7})
 	s.ask(8, "check", "--epoch", "6").wantReason(s, "older")
@@ -130,6 +138,7 @@ func TestCheck(t *testing.T) {
 }
 
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	v1 := s.service(told{Version: "v1", Next: &told{Version: "v2", Probation: long}})
 	r := s.ask(0, "upgrade", "--timeout", "1m")
@@ -141,6 +150,7 @@ func TestUpgrade(t *testing.T) {
 }
 
 func TestUpgradeWaitsUntilSettled(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Probation: long, Next: &told{Version: "v2"}})
 	upgrading := s.begin("upgrade", "--wait-settled", "--json")
@@ -160,6 +170,7 @@ func TestUpgradeWaitsUntilSettled(t *testing.T) {
 }
 
 func TestUpgradeFails(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Next: &told{Version: "v2", Fails: true}})
 	r := s.ask(5, "upgrade")
@@ -169,6 +180,7 @@ func TestUpgradeFails(t *testing.T) {
 }
 
 func TestUpgradeInterrupted(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Next: &told{Version: "v2", Initialising: "warming up"}})
 	upgrading := s.begin("upgrade", "--json")
@@ -224,6 +236,7 @@ func (s *scene) needPeers() {
 }
 
 func TestCancel(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1"})
 	s.ask(0, "cancel").wantReason(s, "nothing to cancel")
@@ -244,6 +257,7 @@ func TestCancel(t *testing.T) {
 
 // A successor that is frozen must not be in the way of the next one.
 func TestCancelKillsAFrozenSuccessor(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1"})
 	frozen := s.candidate(told{Version: "v2", Initialising: "warming up"})
@@ -254,6 +268,7 @@ func TestCancelKillsAFrozenSuccessor(t *testing.T) {
 }
 
 func TestRollback(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Probation: long})
 	s.ask(8, "rollback").wantServing(s, "v1") // from nobody
@@ -267,6 +282,7 @@ func TestRollback(t *testing.T) {
 }
 
 func TestRollbackFails(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Probation: long})
 	s.service(told{Version: "v2", Suspend: "fails"})
@@ -277,10 +293,11 @@ func TestRollbackFails(t *testing.T) {
 
 // Who answers is not ended, whatever it does instead of rolling back.
 func TestRollbackKillsNobodyWhoAnswers(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Probation: long})
 	v2 := s.service(told{Version: "v2", Suspend: "hangs"})
-	r := s.ask(9, "rollback", "--kill", "--timeout", "200ms")
+	r := s.ask(9, "rollback", "--kill", "--timeout", scant)
 	r.wantReason(s, "it is not ended", fmt.Sprint("pid ", v2.Pid))
 	if r.Killed != nil {
 		t.Errorf("killed %+v", r.Killed)
@@ -289,16 +306,17 @@ func TestRollbackKillsNobodyWhoAnswers(t *testing.T) {
 }
 
 func TestRollbackOfAFrozenOwner(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.needPeers()
 	s.service(told{Version: "v1", Probation: long})
 	frozen := s.service(told{Version: "v2"})
 	s.signal(frozen, syscall.SIGSTOP)
-	s.ask(9, "status", "--timeout", "200ms").wantReason(s, "no answer within 200ms", fmt.Sprint("pid ", frozen.Pid), "wake it up or end it")
-	s.ask(9, "rollback", "--timeout", "200ms").wantReason(s, "no answer within 200ms")
+	s.ask(9, "status", "--timeout", scant).wantReason(s, "no answer within "+scant, fmt.Sprint("pid ", frozen.Pid), "wake it up or end it")
+	s.ask(9, "rollback", "--timeout", scant).wantReason(s, "no answer within "+scant)
 
 	// The predecessor resumes.
-	r := s.ask(0, "rollback", "--timeout", "200ms", "--kill")
+	r := s.ask(0, "rollback", "--timeout", scant, "--kill")
 	r.wantServing(s, "v1")
 	if r.Killed == nil || r.Killed.PID != frozen.Pid || r.Killed.UID != os.Geteuid() {
 		t.Errorf("killed %+v, want pid %d", r.Killed, frozen.Pid)
@@ -309,7 +327,7 @@ func TestRollbackOfAFrozenOwner(t *testing.T) {
 	s.want(0, "settle")
 	s.want(0, "wait", "--gone", "1")
 	s.signal(frozen, syscall.SIGSTOP)
-	got := s.want(10, "rollback", "--timeout", "200ms", "--kill", "--json")
+	got := s.want(10, "rollback", "--timeout", scant, "--kill", "--json")
 	var o reply
 	if err := json.Unmarshal([]byte(got.stdout), &o); err != nil {
 		t.Fatal(err)
@@ -321,6 +339,7 @@ func TestRollbackOfAFrozenOwner(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Lingers: true, Probation: long})
 	s.service(told{Version: "v2", Lingers: true})
@@ -341,13 +360,14 @@ func TestDrain(t *testing.T) {
 }
 
 func TestDrainThatDoesNotEnd(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	v1 := s.service(told{Version: "v1", Lingers: true})
 	s.service(told{Version: "v2"})
 	s.want(0, "wait", "--settled")
 	s.signal(v1, syscall.SIGSTOP)
-	r := s.ask(6, "drain", "--now", "1", "--wait", "--timeout", "200ms")
-	r.wantReason(s, "not within 200ms", "is draining")
+	r := s.ask(6, "drain", "--now", "1", "--wait", "--timeout", scant)
+	r.wantReason(s, "not within "+scant, "is draining")
 	r.wantServing(s, "v2")
 	s.signal(v1, syscall.SIGCONT)
 	s.want(0, "wait", "--gone", "1")
@@ -360,14 +380,15 @@ func TestSettleWithAFrozenPredecessor(t *testing.T) {
 	v1 := s.service(told{Version: "v1", Probation: long})
 	s.service(told{Version: "v2"})
 	s.signal(v1, syscall.SIGSTOP)
-	r := s.ask(9, "settle", "--timeout", "200ms")
-	r.wantReason(s, "no answer within 200ms", "generation 2 (version v2", "serves now")
+	r := s.ask(9, "settle", "--timeout", scant)
+	r.wantReason(s, "no answer within "+scant, "generation 2 (version v2", "serves now")
 	r.wantServing(s, "v2")
 	s.signal(v1, syscall.SIGCONT)
 	s.ask(0, "settle").wantServing(s, "v2")
 }
 
 func TestStop(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.service(told{Version: "v1", Probation: long})
 	v2 := s.service(told{Version: "v2"})
@@ -381,16 +402,18 @@ func TestStop(t *testing.T) {
 }
 
 func TestStopThatDoesNotEnd(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	s.needPeers()
 	s.service(told{Version: "v1", Lingers: true})
-	r := s.ask(9, "stop", "--timeout", "200ms")
+	r := s.ask(9, "stop", "--timeout", scant)
 	r.wantServing(s, "")
-	r.wantReason(s, "not within 200ms", "nobody owns the socket", "has not exited yet")
+	r.wantReason(s, "not within "+scant, "nobody owns the socket", "has not exited yet")
 }
 
 // The owner that was asked has died: who serves now is what the exit code says.
 func TestOwnerDiesMeanwhile(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name string
 		both bool
@@ -401,6 +424,7 @@ func TestOwnerDiesMeanwhile(t *testing.T) {
 		{"and nobody serves", true, 10, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			s := newScene(t)
 			v1 := s.service(told{Version: "v1", Probation: long, Next: &told{Version: "v2", Probation: long}})
 			upgrading := s.begin("upgrade", "--wait-settled", "--json")
@@ -413,7 +437,7 @@ func TestOwnerDiesMeanwhile(t *testing.T) {
 				if err := syscall.Kill(v2, syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
-				s.want(6, "wait", "--generation", "3", "--timeout", "100ms")
+				s.want(6, "wait", "--generation", "3", "--timeout", scant)
 				s.ask(3, "status")
 			}
 			s.signal(upgrading.cmd.Process, syscall.SIGCONT)
@@ -499,7 +523,7 @@ func TestWaitForAFrozenOwner(t *testing.T) {
 	s.needPeers()
 	p := s.service(told{Version: "v1"})
 	s.signal(p, syscall.SIGSTOP)
-	s.ask(6, "wait", "--timeout", "100ms").wantReason(s, "not within 100ms", "no answer", fmt.Sprint(p.Pid))
+	s.ask(6, "wait", "--timeout", scant).wantReason(s, "not within "+scant, "no answer", fmt.Sprint(p.Pid))
 }
 
 // TestPathTooLong: no service can be there, so the command line is wrong.
@@ -551,6 +575,7 @@ func decode(t *testing.T, line string) seen {
 }
 
 func TestWatchLines(t *testing.T) {
+	t.Parallel()
 	s := newScene(t)
 	watching := s.begin("status", "--watch")
 	var said []string

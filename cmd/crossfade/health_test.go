@@ -12,6 +12,10 @@ import (
 	"github.com/crossfade-go/crossfade"
 )
 
+// brief is a probation whose end a test waits for. What has to happen in it does on a busy
+// machine too.
+const brief = "4s"
+
 func TestHealthPasses(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
@@ -43,7 +47,7 @@ func TestHealthPasses(t *testing.T) {
 func TestHealthFirst(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
-	o := s.run(11, []string{"--probation", "1s", "--health", "exit 3"}, s.service("v1"))
+	o := s.run(11, []string{"--probation", brief, "--health", "exit 3"}, s.service("v1"))
 	s.wantServing(o, o.Started)
 	if !strings.Contains(o.Reason, "exit status 3") {
 		t.Errorf("%q", o.Reason)
@@ -63,13 +67,13 @@ func TestHealthFails(t *testing.T) {
 		status any    // exit status of the new process
 		reason string
 	}{
-		{"by its answer", []string{"--probation", "1s"}, []string{"-sick"}, "", 75., "503"},
-		{"by a command", []string{"--probation", "1s"}, nil, "exit 7", 75., "exit status 7"},
-		{"by a command that hangs", []string{"--probation", "1s"}, nil, "sleep 1000", 75., "has not answered"},
+		{"by its answer", []string{"--probation", brief}, []string{"-sick"}, "", 75., "503"},
+		{"by a command", []string{"--probation", brief}, nil, "exit 7", 75., "exit status 7"},
+		{"by a command that hangs", []string{"--probation", brief}, nil, "sleep 1000", 75., "has not answered"},
 		{"by a death", nil, []string{"-do", "crash@health"}, "", "signal: killed", "killed"},
 		{"by a death at once", nil, []string{"-do", "crash@owns"}, "", "signal: killed", "killed"},
-		{"by freezing", []string{"--probation", "1s"}, []string{"-do", "freeze@health"}, "", "signal: killed", "health"},
-		{"by freezing at once", []string{"--probation", "1s"}, []string{"-sick", "-do", "freeze@owns"}, "", "signal: killed", "health"},
+		{"by freezing", []string{"--probation", brief}, []string{"-do", "freeze@health"}, "", "signal: killed", "health"},
+		{"by freezing at once", []string{"--probation", brief}, []string{"-sick", "-do", "freeze@owns"}, "", "signal: killed", "health"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -122,7 +126,7 @@ func TestHealthPredecessorGone(t *testing.T) {
 			if tt.do != "" {
 				check = "http://" + s.address() + "/health"
 			}
-			d := s.prepare([]string{"--probation", "3s", "--health", check}, s.service("v2", "-do", tt.do)).start()
+			d := s.prepare([]string{"--probation", brief, "--health", check}, s.service("v2", "-do", tt.do)).start()
 			s.until("v2", func() bool {
 				c, err := crossfade.Dial(s.context(), s.socket)
 				if err != nil {
@@ -175,7 +179,7 @@ func TestHealthDeployerKilled(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	old := s.first()
-	d := s.prepare([]string{"--probation", "2s", "--health", "false"}, s.service("v2")).start()
+	d := s.prepare([]string{"--probation", brief, "--health", "false"}, s.service("v2")).start()
 	s.awaitOwner("v2", func(st *crossfade.Status) bool { return st.Process.BuildVersion == "v2" && st.Probation != nil })
 	s.signal(d.cmd.Process.Pid, syscall.SIGKILL)
 	d.wait()
@@ -209,7 +213,7 @@ func TestHealthSettledByHand(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	old := s.first()
-	d := s.prepare([]string{"--probation", "2s", "--health", "false"}, s.service("v2")).start()
+	d := s.prepare([]string{"--probation", brief, "--health", "false"}, s.service("v2")).start()
 	s.awaitOwner("v2", func(st *crossfade.Status) bool { return st.Process.BuildVersion == "v2" })
 	if _, err := s.controller().Settle(s.context()); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 
 	tool "github.com/crossfade-go/crossfade/cmd/crossfade"
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/overlap"
 )
 
 // processEnv names what a re-executed test binary runs instead of tests. It must
@@ -22,6 +23,7 @@ var processes = map[string]func(){"crossfade": tool.Main}
 func TestMain(m *testing.M) {
 	name := os.Getenv(processEnv)
 	if name == "" {
+		overlap.Tests(8)
 		leak.Main(m)
 	}
 	run, ok := processes[name]

@@ -90,45 +90,53 @@ func TestRunSaysItToPeople(t *testing.T) {
 // one does not live on.
 func TestRunFails(t *testing.T) {
 	t.Parallel()
-	s := newStage(t)
-	old := s.first()
-	text := filepath.Join(s.dir, "text")
+	dir := t.TempDir()
+	text := filepath.Join(dir, "text")
 	if err := os.WriteFile(text, []byte("no program"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	garbage := filepath.Join(s.dir, "garbage")
+	garbage := filepath.Join(dir, "garbage")
 	if err := os.WriteFile(garbage, []byte("no program"), 0o700); err != nil {
 		t.Fatal(err)
+	}
+	does := func(what string) func(*stage) []string {
+		return func(s *stage) []string { return s.service("v2", "-do", what) }
+	}
+	is := func(command ...string) func(*stage) []string {
+		return func(*stage) []string { return command }
 	}
 	tests := []struct {
 		name    string
 		flags   []string
-		service []string
+		service func(s *stage) []string
 		status  any // its exit status
 		reason  string
 		failure bool // the owner has something to say
 		quoted  bool // it has left last words
 	}{
-		{"exits 1 at once", nil, s.service("v2", "-do", "exit1@start"), 1., "status 1", false, true},
-		{"exits 0 at once", nil, s.service("v2", "-do", "exit0@start"), 0., "status 0", false, true},
-		{"exits 1 before Ready", nil, s.service("v2", "-do", "exit1@offered"), 1., "status 1", true, true},
-		{"exits 0 before Ready", nil, s.service("v2", "-do", "exit0@offered"), 0., "status 0", true, true},
-		{"crashes before Ready", nil, s.service("v2", "-do", "crash@offered"), "signal: killed", "killed", true, true},
-		{"hangs before New", []string{"--timeout", "500ms"}, s.service("v2", "-do", "hang@start"), "signal: killed", "after 500ms", false, true},
-		{"hangs before Ready", []string{"--timeout", "500ms"}, s.service("v2", "-do", "hang@offered"), "signal: killed", "after 500ms", true, true},
-		{"freezes before Ready", []string{"--timeout", "500ms"}, s.service("v2", "-do", "freeze@offered"), "signal: killed", "after 500ms", true, true},
-		{"ends at SIGTERM", []string{"--timeout", "500ms"}, []string{"sleep", "1000"}, "signal: terminated", "after 500ms", false, false},
-		{"is not executable", nil, []string{text}, nil, "permission denied", false, false},
-		{"is no program", nil, []string{garbage}, nil, "exec format error", false, false},
-		{"is missing", nil, []string{filepath.Join(s.dir, "nothing")}, nil, "no such file", false, false},
-		{"is not in PATH", nil, []string{"no-such-program"}, nil, "not found in $PATH", false, false},
-		{"leaves without its child", []string{"--timeout", "500ms"}, []string{"sh", "-c", strings.Join(s.service("v2", "-do", "hang@start"), " ") + " & exit 3"}, 3., "status 3", false, false},
+		{"exits 1 at once", nil, does("exit1@start"), 1., "status 1", false, true},
+		{"exits 0 at once", nil, does("exit0@start"), 0., "status 0", false, true},
+		{"exits 1 before Ready", nil, does("exit1@offered"), 1., "status 1", true, true},
+		{"exits 0 before Ready", nil, does("exit0@offered"), 0., "status 0", true, true},
+		{"crashes before Ready", nil, does("crash@offered"), "signal: killed", "killed", true, true},
+		{"hangs before New", []string{"--timeout", scant}, does("hang@start"), "signal: killed", "after " + scant, false, true},
+		{"hangs before Ready", []string{"--timeout", scant}, does("hang@offered"), "signal: killed", "after " + scant, true, true},
+		{"freezes before Ready", []string{"--timeout", scant}, does("freeze@offered"), "signal: killed", "after " + scant, true, true},
+		{"ends at SIGTERM", []string{"--timeout", scant}, is("sleep", "1000"), "signal: terminated", "after " + scant, false, false},
+		{"is not executable", nil, is(text), nil, "permission denied", false, false},
+		{"is no program", nil, is(garbage), nil, "exec format error", false, false},
+		{"is missing", nil, is(filepath.Join(dir, "nothing")), nil, "no such file", false, false},
+		{"is not in PATH", nil, is("no-such-program"), nil, "not found in $PATH", false, false},
+		{"leaves without its child", []string{"--timeout", scant}, func(s *stage) []string {
+			return []string{"sh", "-c", strings.Join(s.service("v2", "-do", "hang@start"), " ") + " & exit 3"}
+		}, 3., "status 3", false, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := *s
-			s.TB = t
-			o := s.run(5, tt.flags, tt.service)
+			t.Parallel()
+			s := newStage(t)
+			old := s.first()
+			o := s.run(5, tt.flags, tt.service(s))
 			s.wantServing(o, old)
 			if !equal(o.ExitStatus, tt.status) || !strings.Contains(o.Reason, tt.reason) || (o.Failure != nil) != tt.failure {
 				t.Errorf("%+v", o)
@@ -144,13 +152,13 @@ func TestRunFails(t *testing.T) {
 					s.awaitGone(pid)
 				}
 			}
+			if left, err := filepath.Glob(filepath.Join(s.dir, "crossfade-garbage-*")); err != nil || len(left) > 0 {
+				t.Errorf("a log is left of what was never started: %q, %v", left, err)
+			}
+			o = s.run(0, nil, s.service("v3"))
+			s.wantServing(o, o.Started)
 		})
 	}
-	if left, err := filepath.Glob(filepath.Join(s.dir, "crossfade-garbage-*")); err != nil || len(left) > 0 {
-		t.Errorf("a log is left of what was never started: %q, %v", left, err)
-	}
-	o := s.run(0, nil, s.service("v3"))
-	s.wantServing(o, o.Started)
 }
 
 // equal compares a decoded value.
@@ -162,7 +170,7 @@ func TestRunFailsWithNobody(t *testing.T) {
 		t.Run(do, func(t *testing.T) {
 			t.Parallel()
 			s := newStage(t)
-			o := s.run(10, []string{"--timeout", "500ms"}, s.service("v1", "-do", do))
+			o := s.run(10, []string{"--timeout", scant}, s.service("v1", "-do", do))
 			if o.Serving != nil || !strings.Contains(o.Reason, "nobody serves") {
 				t.Errorf("%+v", o)
 			}
@@ -346,6 +354,7 @@ func TestRunOwnerLeaves(t *testing.T) {
 		old := s.first()
 		d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
 		release := s.arrived()
+		s.awaitWatch(d.cmd.Process.Pid)
 		s.signal(old.PID, syscall.SIGTERM)
 		s.awaitGone(old.PID)
 		release()
@@ -512,13 +521,7 @@ func TestRunDenied(t *testing.T) {
 	}
 	// Where go test builds is for its user alone.
 	exe := filepath.Join(s.dir, "crossfade")
-	in, err := os.ReadFile(s.exe)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(exe, in, 0o755); err != nil { //nolint:gosec // it is executed
-		t.Fatal(err)
-	}
+	copyFile(t, s.exe, exe)
 	d := s.prepare(nil, []string{"true"})
 	d.cmd.Path = exe
 	d.cmd.Dir = s.dir

@@ -27,6 +27,7 @@ func init() {
 // In a container supervise is process 1: what it does not reap nobody does, and what it
 // does not handle the kernel does not deliver.
 func TestSuperviseAsProcess1(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t)
 	s.cmd.Env = append(s.cmd.Env, processEnv+"=supervise as process 1")
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
@@ -59,6 +60,7 @@ func TestSuperviseAsProcess1(t *testing.T) {
 
 // What a deployer starts in the container is supervised like all others.
 func TestSuperviseAdoptsWhatRunStarts(t *testing.T) {
+	t.Parallel()
 	nsenter, err := exec.LookPath("nsenter")
 	if err != nil {
 		t.Skip("the deployer cannot enter the container: ", err)

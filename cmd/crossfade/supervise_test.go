@@ -495,6 +495,7 @@ func wantGone(t *testing.T, pid int) {
 }
 
 func TestSuperviseUpgradesOnHangUp(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t).start()
 	first, address := s.owned(1)
 
@@ -545,6 +546,7 @@ func TestSuperviseUpgradesOnHangUp(t *testing.T) {
 }
 
 func TestSuperviseFollowsUpgradeByOwner(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t).start()
 	first, address := s.owned(1)
 	// Each starts the next, so the third has a living ancestor that is not the tool.
@@ -609,6 +611,7 @@ func ctl(t *testing.T, socket string, do func(*crossfade.Controller, context.Con
 }
 
 func TestSuperviseGoesOnWhenASuccessorFails(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		conduct string
@@ -620,6 +623,7 @@ func TestSuperviseGoesOnWhenASuccessorFails(t *testing.T) {
 		{"never connects", "-deaf", []string{"signal: killed", "within 2s"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newSupervision(t, "--timeout", "2s").start()
 			first, address := s.owned(1)
 			s.behave(c.conduct)
@@ -640,6 +644,7 @@ func TestSuperviseGoesOnWhenASuccessorFails(t *testing.T) {
 // A candidate whose predecessor dies is all that is left of the service: it gets the time
 // that it needs.
 func TestSuperviseLeavesTheHeirAlone(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		start func(s *supervision, address string)
@@ -650,6 +655,7 @@ func TestSuperviseLeavesTheHeirAlone(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newSupervision(t, "--timeout", "1s").start()
 			first, address := s.owned(1)
 			fifo := s.fifo()
@@ -672,6 +678,7 @@ func TestSuperviseLeavesTheHeirAlone(t *testing.T) {
 }
 
 func TestSuperviseStopsACandidateToo(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t).start()
 	first, _ := s.owned(1)
 	s.behave("-version=v2", "-hold="+s.fifo())
@@ -689,6 +696,7 @@ func TestSuperviseStopsACandidateToo(t *testing.T) {
 
 // What starts the service is not the service.
 func TestSuperviseSeesThroughWrappers(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("elsewhere what others have started are strangers")
 	}
@@ -719,6 +727,7 @@ func TestSuperviseSeesThroughWrappers(t *testing.T) {
 }
 
 func TestSuperviseRemembersOneHangUp(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t, "--timeout", "10s").start()
 	s.owned(1)
 	s.behave("-hang")
@@ -744,12 +753,14 @@ func TestSuperviseRemembersOneHangUp(t *testing.T) {
 }
 
 func TestSuperviseExitsAsTheOwner(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		word   string
 		status int
 		said   string
 	}{{"exit 7", 7, "exit status 7"}, {"exit 0", 0, "exit status 0"}} {
 		t.Run(c.word, func(t *testing.T) {
+			t.Parallel()
 			s := newSupervision(t).start()
 			_, address := s.owned(1)
 			tell(t, address, c.word)
@@ -803,6 +814,7 @@ func TestSuperviseExitsAsTheOwner(t *testing.T) {
 }
 
 func TestSuperviseStaysWhenThePredecessorResumes(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t, "--probation", "1h").start()
 	first, _ := s.owned(1)
 	s.behave("-version=v2")
@@ -829,6 +841,7 @@ func TestSuperviseStaysWhenThePredecessorResumes(t *testing.T) {
 
 // One that dies as soon as it owns may never have been seen to.
 func TestSuperviseStaysWhenASuccessorCrashesAtOnce(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t, "--probation", "1h").start()
 	first, address := s.owned(1)
 	for range 3 {
@@ -847,6 +860,7 @@ func TestSuperviseStaysWhenASuccessorCrashesAtOnce(t *testing.T) {
 }
 
 func TestSuperviseReapsOrphans(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("elsewhere orphans go to process 1")
 	}
@@ -874,6 +888,7 @@ func TestSuperviseReapsOrphans(t *testing.T) {
 }
 
 func TestSuperviseRunsWhatALinkLeadsTo(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t)
 	exe, err := os.Executable()
 	if err != nil {
@@ -910,24 +925,18 @@ func TestSuperviseRunsWhatALinkLeadsTo(t *testing.T) {
 	s.wantExit(0)
 }
 
+// copyFile leaves the writing to another process. A descriptor of this one could be
+// passed to what another test starts at the same time, and who holds it open for writing
+// keeps the file from being executed.
 func copyFile(t *testing.T, from, to string) {
 	t.Helper()
-	in, err := os.Open(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = io.Copy(out, in)
-	if err := errors.Join(err, out.Close()); err != nil {
-		t.Fatal(err)
+	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 }
 
 func TestSupervisePassesNothingOn(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -951,6 +960,7 @@ func TestSupervisePassesNothingOn(t *testing.T) {
 }
 
 func TestSuperviseForwardsSignals(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t, "--probation", "1h").start()
 	first, _ := s.owned(1)
 	s.signal(syscall.SIGHUP)
@@ -970,6 +980,7 @@ func TestSuperviseForwardsSignals(t *testing.T) {
 }
 
 func TestSuperviseIsAPlainInit(t *testing.T) {
+	t.Parallel()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -993,6 +1004,7 @@ func TestSuperviseIsAPlainInit(t *testing.T) {
 }
 
 func TestSuperviseTakesOverAStranger(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t).start()
 	first, _ := s.owned(1)
 	other := newSupervision(t)
@@ -1021,6 +1033,7 @@ func TestSuperviseTakesOverAStranger(t *testing.T) {
 // TestSuperviseMissesItsOwner checks what becomes of a process that owned while nobody
 // looked, and was replaced by a stranger: it has not failed, and is left to its drain.
 func TestSuperviseMissesItsOwner(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t, "--timeout", "2s")
 	hold, drain := filepath.Join(s.dir, "hold"), filepath.Join(s.dir, "drain")
 	for _, fifo := range []string{hold, drain} {
@@ -1053,6 +1066,7 @@ func TestSuperviseMissesItsOwner(t *testing.T) {
 }
 
 func TestSuperviseMakesASocket(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t)
 	s.cmd.Args = append(s.cmd.Args[:2:2], s.cmd.Args[4:]...)
 	s.start()
@@ -1072,6 +1086,7 @@ func TestSuperviseMakesASocket(t *testing.T) {
 }
 
 func TestSuperviseSaysHowItEnded(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t)
 	log := filepath.Join(s.dir, "log")
 	s.cmd.Args = append(s.cmd.Args[:2:2], append([]string{"--json", "--log", log}, s.cmd.Args[2:]...)...)
@@ -1109,6 +1124,7 @@ func TestSuperviseSaysHowItEnded(t *testing.T) {
 }
 
 func TestSuperviseCannotStart(t *testing.T) {
+	t.Parallel()
 	s := newSupervision(t)
 	s.program(filepath.Join(s.dir, "missing"))
 	s.start()

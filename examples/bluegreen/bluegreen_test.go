@@ -15,9 +15,13 @@ import (
 	"github.com/crossfade-go/crossfade/examples/bluegreen"
 	"github.com/crossfade-go/crossfade/examples/internal/trial"
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/overlap"
 )
 
-func TestMain(m *testing.M) { leak.Main(m, trial.Clean) }
+func TestMain(m *testing.M) {
+	overlap.Tests(8)
+	leak.Main(m, trial.Clean)
+}
 
 func TestFailureClass(t *testing.T) {
 	timeout := &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}

@@ -17,6 +17,7 @@ import (
 )
 
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	d := startDemo(t, "-turns", "4", "-answers", "50")
 	output, status := d.wait(t)
 	if status != 0 {
@@ -38,6 +39,7 @@ func TestDemo(t *testing.T) {
 // TestDemoCold shows that the demo can fail: here each server closes the port
 // before the next one opens it.
 func TestDemoCold(t *testing.T) {
+	t.Parallel()
 	d := startDemo(t, "-turns", "2", "-answers", "50", "-cold")
 	output, status := d.wait(t)
 	if status != 1 {
@@ -53,6 +55,7 @@ func TestDemoCold(t *testing.T) {
 }
 
 func TestDemoInterrupted(t *testing.T) {
+	t.Parallel()
 	stop := syscall.SIGINT
 	if signal.Ignored(stop) {
 		// A shell that starts tests in the background has it ignored, and then no
@@ -68,6 +71,7 @@ func TestDemoInterrupted(t *testing.T) {
 }
 
 func TestDemoUsage(t *testing.T) {
+	t.Parallel()
 	d := startDemo(t, "-turns", "0")
 	if output, status := d.wait(t); status != 2 || !strings.HasPrefix(output, "Usage: ") {
 		t.Errorf("exit status %d, want 2\n%s", status, output)

@@ -114,15 +114,17 @@ func (s *site) gate() (check string, passed func(status string)) {
 // TestDeploy is the life of a service: the first release, an archive under load,
 // one that is not healthy, one that does not even start, and the return to an older.
 func TestDeploy(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.deploy(0, s.release("v1"))
 	s.serves("v1")
 	load := trial.StartLoad(t, trial.Address(t, s.Status(s.socket)))
 	load.Await("v1")
 
-	s.release("v2")
+	// A copy: what was built is linked to by every test, and tar minds.
+	s.Run(0, "cp", "-r", s.release("v2"), s.Path("v2"))
 	archive := s.Path("v2.tar.gz")
-	s.Run(0, "tar", "-czf", archive, "-C", s.Path("build"), "v2")
+	s.Run(0, "tar", "-czf", archive, "-C", s.Path(), "v2")
 	s.deploy(0, "--health", "http://"+trial.Address(t, s.Status(s.socket)), "--expect", "http", archive)
 	s.serves("v2")
 	load.Await("v2")
@@ -151,6 +153,7 @@ func TestDeploy(t *testing.T) {
 
 // TestDeployRefused is what must change nothing.
 func TestDeployRefused(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.deploy(0, s.release("v1"))
 	s.Write("build/v2/README", "no program", 0o644)
@@ -195,6 +198,7 @@ func TestDeployRefused(t *testing.T) {
 
 // TestDeployCannotCopy checks that half a release is none.
 func TestDeployCannotCopy(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.deploy(0, s.release("v1"))
 	s.Write("bin/cp", "#!/bin/sh\necho no space left >&2\nexit 1\n", 0o755)
@@ -208,6 +212,7 @@ func TestDeployCannotCopy(t *testing.T) {
 
 // TestDeployCleans checks that old releases go, and none from which a process runs.
 func TestDeployCleans(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.deploy(0, "--keep", "1", s.release("v1"))
 	address := trial.Address(t, s.Status(s.socket))
@@ -229,6 +234,7 @@ func TestDeployCleans(t *testing.T) {
 
 // TestDeployTwoAtOnce checks that the second of two deployments is turned away.
 func TestDeployTwoAtOnce(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.deploy(0, s.release("v1"))
 	check, passed := s.gate()
@@ -249,8 +255,10 @@ func TestDeployTwoAtOnce(t *testing.T) {
 
 // TestDeployTerminated checks what becomes of a deployment that is told to stop.
 func TestDeployTerminated(t *testing.T) {
+	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t)
 			s.deploy(0, s.release("v1"))
 			check, reached := s.gate()
@@ -272,6 +280,7 @@ func TestDeployTerminated(t *testing.T) {
 // TestDeployKilled checks that the next deployment finds its way after one that could
 // not clean up: the service rolls back by itself, and the link follows later.
 func TestDeployKilled(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name         string
 		script, tool bool // is killed
@@ -281,13 +290,17 @@ func TestDeployKilled(t *testing.T) {
 		{"both", true, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t)
 			s.deploy(0, s.release("v1"))
+			old := s.Status(s.socket).Process.PID
 			check, reached := s.gate()
 			cmd := s.command("--health", check, "--probation", "4s", s.release("v2"))
 			cmd.Stderr = nil // a pipe would be kept open by what outlives the script
 			must(t, cmd.Start())
 			reached("")
+			// The probation ends when its predecessor says so: not yet.
+			must(t, syscall.Kill(old, syscall.SIGSTOP))
 			status := 9
 			if test.script {
 				must(t, cmd.Process.Kill())
@@ -295,6 +308,8 @@ func TestDeployKilled(t *testing.T) {
 			}
 			if test.tool {
 				s.Kill("bin/crossfade")
+			} else {
+				s.Signal("bin/crossfade", syscall.SIGSTOP) // nor does it give up yet
 			}
 			_ = cmd.Wait() // the state says it all
 			if got := cmd.ProcessState.ExitCode(); got != status {
@@ -311,6 +326,10 @@ func TestDeployKilled(t *testing.T) {
 			if output := s.deploy(4, s.release("v3")); !strings.Contains(output, inTheWay) {
 				t.Errorf("nothing says %q", inTheWay)
 			}
+			if !test.tool {
+				s.Signal("bin/crossfade", syscall.SIGCONT)
+			}
+			must(t, syscall.Kill(old, syscall.SIGCONT))
 			s.AwaitVersion(s.socket, "v1")
 			trial.Await(t, "the end of the tool", func() bool {
 				return s.Command("flock", "-n", s.Path("app/deploy.lock"), "true").Run() == nil
@@ -328,6 +347,7 @@ func TestDeployKilled(t *testing.T) {
 
 // TestDeployUnhealthy checks the first release, which nothing can be rolled back to.
 func TestDeployUnhealthy(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.deploy(11, "--health", "false", "--probation", "1s", s.release("v1"))
 	s.serves("v1")
@@ -336,6 +356,7 @@ func TestDeployUnhealthy(t *testing.T) {
 
 // TestDeployNobody checks a first release that does not start.
 func TestDeployNobody(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.Write("build/v1/app", "#!/bin/sh\nexit 1\n", 0o755)
 	s.deploy(10, s.Path("build/v1"))

@@ -14,9 +14,13 @@ import (
 
 	"github.com/crossfade-go/crossfade/examples/internal/trial"
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/overlap"
 )
 
-func TestMain(m *testing.M) { leak.Main(m, trial.Clean) }
+func TestMain(m *testing.M) {
+	overlap.Tests(8)
+	leak.Main(m, trial.Clean)
+}
 
 // pod plays a pod: what the manifest says of its containers, and the directory that
 // they share.
@@ -213,8 +217,13 @@ func (c *container) says(what string, another bool) {
 // inBoth runs a test with containers that see each other's processes and files, and
 // with those that do not.
 func inBoth(t *testing.T, test func(t *testing.T, isolated bool)) {
-	t.Run("plain", func(t *testing.T) { test(t, false) })
+	t.Parallel()
+	t.Run("plain", func(t *testing.T) {
+		t.Parallel()
+		test(t, false)
+	})
 	t.Run("in namespaces", func(t *testing.T) {
+		t.Parallel()
 		if os.Geteuid() != 0 {
 			t.Skip("only root may mount")
 		}

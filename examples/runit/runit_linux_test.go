@@ -10,9 +10,13 @@ import (
 
 	"github.com/crossfade-go/crossfade/examples/internal/trial"
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/overlap"
 )
 
-func TestMain(m *testing.M) { leak.Main(m, trial.Clean) }
+func TestMain(m *testing.M) {
+	overlap.Tests(8)
+	leak.Main(m, trial.Clean)
+}
 
 // site is a runsvdir that runs the example.
 type site struct {
@@ -106,6 +110,7 @@ func (s *site) end() {
 // TestReload replaces the code twice while clients ask: by `sv hup`, and by a command
 // that says how it went. The process that runsv watches stays the same.
 func TestReload(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	load := trial.StartLoad(t, trial.Address(t, s.AwaitVersion(s.socket, "v1")))
 	load.Await("v1")
@@ -134,6 +139,7 @@ func TestReload(t *testing.T) {
 
 // TestLogger checks that the end of the logger does not end who logs.
 func TestLogger(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	load := trial.StartLoad(t, trial.Address(t, s.AwaitVersion(s.socket, "v1")))
 	load.Await("v1")
@@ -155,6 +161,7 @@ func TestLogger(t *testing.T) {
 // TestCrash checks that runsv starts the service again after a crash and after `sv
 // restart`, and not what was stopped on purpose.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	crashed := s.AwaitOwner(s.socket).Process
 	must(t, syscall.Kill(crashed.PID, syscall.SIGKILL))
@@ -179,6 +186,7 @@ func (s *site) awaitOther(pid int) int {
 // TestStop checks that `sv stop` lets the owner and an older generation finish what
 // they have.
 func TestStop(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	address := trial.Address(t, s.AwaitVersion(s.socket, "v1"))
 	first := trial.Hold(t, address)

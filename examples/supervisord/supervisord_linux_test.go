@@ -9,9 +9,13 @@ import (
 
 	"github.com/crossfade-go/crossfade/examples/internal/trial"
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/overlap"
 )
 
-func TestMain(m *testing.M) { leak.Main(m, trial.Clean) }
+func TestMain(m *testing.M) {
+	overlap.Tests(8)
+	leak.Main(m, trial.Clean)
+}
 
 // site is a supervisord that runs the example.
 type site struct {
@@ -92,6 +96,7 @@ func (s *site) end() {
 // TestReload replaces the code twice while clients ask: by a signal, and by a command
 // that says how it went. The process that supervisord watches stays the same.
 func TestReload(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	load := trial.StartLoad(t, trial.Address(t, s.AwaitVersion(s.socket, "v1")))
 	load.Await("v1")
@@ -122,6 +127,7 @@ func TestReload(t *testing.T) {
 // TestCrash checks that supervisord starts the service again, and not what was
 // stopped on purpose.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	crashed := s.AwaitOwner(s.socket).Process
 	s.awaitState("RUNNING")
@@ -140,6 +146,7 @@ func TestCrash(t *testing.T) {
 // TestStop checks that `supervisorctl stop` lets the owner and an older generation
 // finish what they have.
 func TestStop(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	address := trial.Address(t, s.AwaitVersion(s.socket, "v1"))
 	s.awaitState("RUNNING")
@@ -169,6 +176,7 @@ func TestStop(t *testing.T) {
 // TestSupervisordDies checks that its death takes nothing along, and that the next one
 // takes the service over.
 func TestSupervisordDies(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	load := trial.StartLoad(t, trial.Address(t, s.AwaitVersion(s.socket, "v1")))
 	load.Await("v1")

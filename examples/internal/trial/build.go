@@ -45,7 +45,7 @@ func build(t testing.TB, pkg, version string) string {
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	out, err := exec.Command("go", "build", "-ldflags=-X main.version="+version, "-o", path, pkg).CombinedOutput()
+	out, err := exec.Command("go", "build", "-ldflags=-s -w -X main.version="+version, "-o", path, pkg).CombinedOutput()
 	if err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, out)
 	}

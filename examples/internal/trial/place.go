@@ -42,7 +42,7 @@ func NewPlace(t testing.TB) *Place {
 			t.Errorf("processes %v were left behind", left)
 		}
 		for _, pid := range left {
-			p.kill(pid)
+			p.signal(pid, syscall.SIGKILL)
 		}
 		Await(t, "the end of all processes", func() bool { return len(p.processes("exe", "cwd")) == 0 })
 		must(t, os.RemoveAll(dir))
@@ -67,6 +67,10 @@ func (p *Place) Write(name, text string, mode os.FileMode) {
 	p.t.Helper()
 	path := p.Path(name)
 	must(p.t, os.MkdirAll(filepath.Dir(path), 0o755))
+	// What another test starts meanwhile would have the file open for writing until its
+	// exec, and as long as anybody has, nobody can execute it.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	must(p.t, os.WriteFile(path, []byte(text), mode))
 }
 
@@ -134,9 +138,15 @@ func (p *Place) Processes() []int { return p.processes("exe") }
 // Kill ends the processes that run one program of the place.
 func (p *Place) Kill(program string) {
 	p.t.Helper()
+	p.Signal(program, syscall.SIGKILL)
+}
+
+// Signal sends a signal to the processes that run one program of the place.
+func (p *Place) Signal(program string, sig syscall.Signal) {
+	p.t.Helper()
 	for _, pid := range p.Processes() {
 		if link(pid, "exe") == p.Path(program) {
-			p.kill(pid)
+			p.signal(pid, sig)
 		}
 	}
 }
@@ -167,14 +177,14 @@ func link(pid int, name string) string {
 	return path
 }
 
-// kill ends a process if it still is the test's. The handle is a pidfd, so the number
-// cannot come to mean another one in between.
-func (p *Place) kill(pid int) {
+// signal sends a signal to a process if it still is the test's. The handle is a pidfd, so
+// the number cannot come to mean another one in between.
+func (p *Place) signal(pid int, sig syscall.Signal) {
 	process, err := os.FindProcess(pid)
 	must(p.t, err)
 	defer func() { _ = process.Release() }() // it is no child
 	if p.has(pid, "exe", "cwd") {
-		if err := process.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			p.t.Errorf("process %d: %v", pid, err)
 		}
 	}
