@@ -137,7 +137,7 @@ func (d *deployment) judge(s sight) standing {
 		return undecided // who has committed, and may yet own again
 	case d.failure != nil:
 		return out
-	case d.child.exitedBefore(s.at) && (st.Attempt == nil || !d.ours(&st.Attempt.Successor)):
+	case d.child.exitedBefore(s.at) && !d.underWay(s):
 		return out
 	default:
 		return undecided
@@ -383,6 +383,11 @@ func (d *deployment) awaitChange(limit time.Time) {
 // others reports whether another process than the new one was seen to own.
 func (d *deployment) others(s sight) bool { return s.owner() != nil && !d.ours(s.owner()) }
 
+// underWay reports whether the attempt of the new process had not ended.
+func (d *deployment) underWay(s sight) bool {
+	return s.status != nil && s.status.Attempt != nil && d.ours(&s.status.Attempt.Successor)
+}
+
 // bake has the new owner prove that it is healthy, while its predecessor stands by.
 func (d *deployment) bake(ctx context.Context) result {
 	h := newHealth(d.opts.health, d.socket, d.owner, d.in.stderr)
@@ -540,11 +545,12 @@ func (d *deployment) failed(why string) result {
 }
 
 // awaitServing returns who serves after the end of an attempt: that may take a
-// moment.
+// moment. An owner that resumes still shows the attempt until it has taken back what it
+// had lent, and can then say why it failed.
 func (d *deployment) awaitServing() sight {
 	for limit := time.Now().Add(changeLimit); ; d.awaitChange(limit) {
 		s := d.look()
-		if d.note(s); d.others(s) {
+		if d.note(s); d.others(s) && (!d.underWay(s) || !time.Now().Before(limit)) {
 			return s
 		}
 		if errors.Is(s.err, crossfade.ErrNoOwner) && d.child.hasExited() || !time.Now().Before(limit) {

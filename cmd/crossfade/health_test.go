@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/crossfade-go/crossfade"
 )
@@ -97,6 +98,27 @@ func TestHealthFails(t *testing.T) {
 			o = s.run(0, []string{"--health", "true"}, s.service("v3"))
 			s.wantServing(o, o.Started)
 		})
+	}
+}
+
+// TestHealthFailsSlowly: the old one owns again, and takes its time to take back what it
+// has lent. Only then it says why it had to.
+func TestHealthFailsSlowly(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	old := s.first("-do", "hold@resume")
+	d := s.prepare([]string{"--health", "false"}, s.service("v2", "-do", "crash@owns")).start()
+	release := s.arrived()
+	<-time.After(time.Second) // in which it looks several times; nothing tells of that
+	if processState(d.cmd.Process.Pid) == 'Z' {
+		t.Error("the tool has not waited")
+	}
+	release()
+	o := d.wait()
+	s.wantExit(o, 5)
+	s.wantServing(o, old)
+	if o.Failure == nil || o.Failure.Successor.Instance != o.Started.Instance {
+		t.Errorf("%+v", o.Failure)
 	}
 }
 

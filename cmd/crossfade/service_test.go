@@ -57,6 +57,13 @@ func serve() error {
 			return fmt.Errorf("version %q is not wanted", s.BuildVersion)
 		}
 	}
+	if strings.Contains(o.do, "@resume") {
+		o.Suspend = func(context.Context) error { return nil }
+		o.Resume = func(context.Context) error {
+			o.at("resume")
+			return nil
+		}
+	}
 	place := filepath.Join(o.places, fmt.Sprint(os.Getpid()))
 	if err := os.WriteFile(place, nil, 0o600); err != nil {
 		return err
