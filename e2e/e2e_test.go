@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +27,9 @@ const limit = time.Minute
 var root string
 
 func TestMain(m *testing.M) {
+	if runProgram() {
+		return
+	}
 	os.Exit(run(m))
 }
 
@@ -48,14 +52,21 @@ func run(m *testing.M) (status int) {
 }
 
 // build builds the real programs. They are the ones that ship: the race detector is
-// for the tests of the packages.
+// for the tests of the packages, and they need nothing of the system, so that they run
+// in a container that has nothing. The engine that makes it is this very program.
 func build() error {
-	cmd := exec.Command("go", "build", "-o", filepath.Join(root, "bin")+string(filepath.Separator),
+	bin := filepath.Join(root, "bin")
+	cmd := exec.Command("go", "build", "-o", bin+string(filepath.Separator),
 		"github.com/crossfade-go/crossfade/cmd/crossfade", "./app")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the programs: %w\n%s", err, out)
 	}
-	return nil
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Symlink(self, filepath.Join(bin, "container")), os.Symlink(self, filepath.Join(bin, "enter")))
 }
 
 // TestScripts runs the scenarios. Each is a script of package testscript, with the
@@ -107,10 +118,21 @@ func condition(cond string) (bool, error) {
 	switch cond {
 	case "root":
 		return os.Geteuid() == 0, nil
+	case "containers":
+		return canContain(), nil
 	default:
 		return false, fmt.Errorf("unknown condition %q", cond)
 	}
 }
+
+// canContain reports whether containers can be made here, and says why if not.
+var canContain = sync.OnceValue(func() bool {
+	err := tryContainer()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "no containers can be made here:", err)
+	}
+	return err == nil
+})
 
 // scriptOf returns the script that a command belongs to.
 func scriptOf(ts *testscript.TestScript) *script {

@@ -250,7 +250,7 @@ func (s *script) checkStrays() {
 // known are the processes that the script has started, and those that the owner
 // tells of.
 func (s *script) known() []int {
-	var pids []int
+	pids := s.contained()
 	for _, p := range s.started {
 		pids = append(pids, p.cmd.Process.Pid)
 	}
@@ -275,6 +275,17 @@ func (s *script) known() []int {
 		pids = append(pids, status.Probation.Predecessor.PID)
 	}
 	return pids
+}
+
+// contained are the processes in containers, which end with their process 1 at the
+// latest. Their owner tells of them by numbers that are others here.
+func (s *script) contained() []int {
+	namespace := func(pid any) string {
+		name, _ := os.Readlink(fmt.Sprintf("/proc/%v/ns/pid", pid)) // empty for one that has gone
+		return name
+	}
+	own := namespace("self")
+	return slices.DeleteFunc(s.living(), func(pid int) bool { return namespace(pid) == own })
 }
 
 // checkFiles looks for sockets and temporary files that are left. The lock stays by

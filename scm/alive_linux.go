@@ -61,6 +61,9 @@ func signal(fd int, s syscall.Signal) error {
 		return os.ErrProcessDone
 	case errors.Is(err, unix.EBADF):
 		return ErrNotProcess
+	case errors.Is(err, unix.EINVAL): // nothing else is wrong with the arguments
+		return fmt.Errorf("it is in another pid namespace, so only somebody there or above can end it: %w",
+			os.NewSyscallError("pidfd_send_signal", err))
 	}
 	return os.NewSyscallError("pidfd_send_signal", err)
 }

@@ -90,6 +90,7 @@ func (a *app) parse() error {
 	c := &a.config
 	flags.StringVar(&c.Socket, "socket", "", "`path` of the control socket (default $CROSSFADE_SOCKET)")
 	flags.UintVar(&a.mode, "socket-mode", 0, "`mode` of the control socket")
+	flags.StringVar(&c.SocketGroup, "socket-group", "", "`group` of the control socket")
 	flags.StringVar(&c.BuildVersion, "version", "", "the `version` that it says it is")
 	flags.Var(&a.listen, "listen", "`name=address` to serve HTTP on, tcp or unix:PATH; repeatable")
 	flags.Var(&a.packet, "packet", "`name=address` to answer datagrams on; repeatable")
