@@ -67,6 +67,14 @@ func (s *screen) ioctl(do func(fd int) error) {
 	}
 }
 
+// press types something.
+func (s *screen) press(keys string) {
+	s.t.Helper()
+	if _, err := s.control.WriteString(keys); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func (s *screen) resize(rows uint16) {
 	s.t.Helper()
 	s.ioctl(func(fd int) error {

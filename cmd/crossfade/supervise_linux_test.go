@@ -58,6 +58,30 @@ func TestSuperviseAsProcess1(t *testing.T) {
 	s.wantExit(0)
 }
 
+// As with docker run -it: what the terminal tells reaches the service once, through the
+// supervisor, and the service is not stopped if it reads from there.
+func TestSuperviseAtATerminal(t *testing.T) {
+	terminal := newScreen(t)
+	terminal.resize(40)
+	s := newSupervision(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.program("/usr/bin/env", processEnv+"=deployed", exe, s.conduct, "127.0.0.1:0")
+	s.behave("-version=v1", "-read")
+	s.stdin = terminal.line
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	s.start()
+	s.await("service ", `has read "": `, "input/output error")
+	first, _ := s.owned(1)
+	terminal.resize(41)
+	s.await(fmt.Sprintf("service %d: got window changed", first))
+	terminal.press("\x03") // Ctrl-C
+	s.await("SIGINT goes to ", strconv.Itoa(first))
+	s.wantExit(0)
+}
+
 // What a deployer starts in the container is supervised like all others.
 func TestSuperviseAdoptsWhatRunStarts(t *testing.T) {
 	t.Parallel()

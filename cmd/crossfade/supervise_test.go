@@ -60,6 +60,7 @@ type conduct struct {
 	hold      string // a file whose end it waits for between New and Ready: a FIFO
 	deaf      bool   // before New, which it never calls
 	drain     string // a file whose end it waits for after Exit: a FIFO
+	read      bool   // a line of its standard input, before New
 }
 
 func readConduct(path string) conduct {
@@ -76,6 +77,7 @@ func readConduct(path string) conduct {
 	flags.StringVar(&c.hold, "hold", "", "")
 	flags.BoolVar(&c.deaf, "deaf", false, "")
 	flags.StringVar(&c.drain, "drain", "", "")
+	flags.BoolVar(&c.read, "read", false, "")
 	check(flags.Parse(strings.Fields(string(text))))
 	return c
 }
@@ -118,6 +120,10 @@ func serveConduct() {
 		signal.Ignore(syscall.SIGTERM)
 		say("deaf")
 		select {}
+	}
+	if c.read {
+		line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+		say("has read %q: %v", line, err)
 	}
 	upg, err := crossfade.New(ctx, &crossfade.Config{BuildVersion: c.version, Probation: c.probation})
 	check(err)
@@ -271,6 +277,7 @@ type supervision struct {
 	dir     string
 	conduct string
 	socket  string
+	stdin   *os.File // nil: a pipe whose other end the test holds
 	cmd     *exec.Cmd
 	pid     int
 
@@ -338,6 +345,9 @@ func (s *supervision) start() *supervision {
 		s.t.Fatal(err)
 	}
 	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = stdin, w, w
+	if s.stdin != nil {
+		s.cmd.Stdin = s.stdin
+	}
 	err = s.cmd.Start()
 	w.Close()
 	stdin.Close()
@@ -972,6 +982,9 @@ func TestSuperviseForwardsSignals(t *testing.T) {
 		s.await(fmt.Sprintf("service %d: got %s", second, name))
 		s.never(fmt.Sprintf("service %d: got %s", first, name))
 	}
+	s.signal(syscall.SIGQUIT)
+	s.await(fmt.Sprintf("service %d: got quit", first))
+	s.await(fmt.Sprintf("service %d: got quit", second))
 	s.signal(syscall.SIGTERM)
 	s.await("SIGTERM goes to ", strconv.Itoa(first), strconv.Itoa(second))
 	s.wantExit(0)

@@ -64,6 +64,10 @@ func supervise(ctx context.Context, in *invocation, opts superviseOptions) resul
 	signals := make(chan os.Signal, 64) // none is lost while one is being forwarded
 	signal.Notify(signals, append(slices.Clone(forwarded), syscall.SIGHUP)...)
 	defer signal.Stop(signals)
+	// Its processes are in the background of a terminal that is this one's. Whoever reads
+	// from it there would be stopped, with the service; where the signal is ignored, which
+	// is inherited, reading fails instead, termios(3).
+	signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
 	children := make(chan os.Signal, 1) // one says as much as many
 	signal.Notify(children, syscall.SIGCHLD)
 	defer signal.Stop(children)
