@@ -65,6 +65,9 @@ type container struct {
 	PID      int // of its process 1, here
 }
 
+// logger writes as the service does.
+var logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+
 // record is the file in which other programs of the script find it.
 func record(name string) string { return filepath.Join(os.Getenv(mark), ".containers", name) }
 
@@ -122,7 +125,7 @@ func containerMain() error {
 		if !*always || told {
 			os.Exit(status(state))
 		}
-		slog.Info("restarts", "container", name, "count", count, "status", status(state))
+		logger.Info("restarts", "container", name, "count", count, "status", status(state))
 	}
 }
 
@@ -161,7 +164,7 @@ func (c *container) run(name string, signals <-chan os.Signal) (state *os.Proces
 	if err := c.register(name); err != nil {
 		return nil, false, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
-	slog.Info("created", "container", name, "pid", c.PID)
+	logger.Info("created", "container", name, "pid", c.PID)
 	told = attend(cmd, signals)
 	return cmd.ProcessState, told, nil
 }

@@ -15,7 +15,7 @@
 //
 // On standard error it says, in lines of slog's text format: msg=started with the
 // descriptors that it found open, msg=owns with the address of each listener,
-// msg=draining, msg=exits with the status. Exit status: 0 if a successor has taken
+// msg=draining, msg=parked with -park, msg=exits with the status. Exit status: 0 if a successor has taken
 // over or it was to stop, 75 if it has rolled back, 1 otherwise.
 package main
 
@@ -46,6 +46,8 @@ type app struct {
 	exclusive  bool
 	ignoreTerm bool
 	refuse     string
+	newer      bool
+	park       bool
 	mode       uint
 
 	command []string // as it was started, before the library has taken its variables
@@ -99,6 +101,8 @@ func (a *app) parse() error {
 	flags.BoolVar(&a.exclusive, "exclusive", false, "have something that only one process may use")
 	flags.BoolVar(&a.ignoreTerm, "ignore-term", false, "do nothing on SIGTERM and SIGINT")
 	flags.StringVar(&a.refuse, "refuse", "", "refuse every successor with this `text`")
+	flags.BoolVar(&a.newer, "newer", false, "refuse every successor whose version is not a later one")
+	flags.BoolVar(&a.park, "park", false, "stay after the drain, until told to stop")
 	flags.DurationVar(&c.Wait, "wait", 0, "how long to queue for an owner that is busy")
 	flags.DurationVar(&c.ReadyTimeout, "ready-timeout", 0, "how long a successor may initialise")
 	flags.DurationVar(&c.CommitTimeout, "commit-timeout", 0, "how long from Ready to Commit")
@@ -118,6 +122,14 @@ func (a *app) parse() error {
 	c.SocketMode = os.FileMode(a.mode)
 	if a.refuse != "" {
 		c.AcceptSuccessor = func(context.Context, crossfade.Successor) error { return errors.New(a.refuse) }
+	}
+	if a.newer {
+		c.AcceptSuccessor = func(_ context.Context, s crossfade.Successor) error {
+			if s.BuildVersion <= c.BuildVersion {
+				return fmt.Errorf("version %s is not later than %s", s.BuildVersion, c.BuildVersion)
+			}
+			return nil
+		}
 	}
 	if a.exclusive {
 		c.Suspend = func(ctx context.Context) error { return a.faults.at(ctx, pointSuspend) }
@@ -224,6 +236,10 @@ func (a *app) run(ctx context.Context) error {
 	}
 	if err := srv.drain(drain); err != nil {
 		slog.Warn("requests were cut off", "err", err)
+	}
+	if a.park && !errors.Is(upg.Err(), crossfade.ErrStopped) { // a new process would take the service back
+		slog.Info("parked", srv.identify()...)
+		<-impatient.Done()
 	}
 	if err := upg.Err(); !errors.Is(err, crossfade.ErrRetired) && !errors.Is(err, crossfade.ErrStopped) {
 		return err
