@@ -344,7 +344,7 @@ func mount(from, to, kind string, flags uintptr, data string) error {
 // It runs a command in a container, as its user, as kubectl exec does.
 func enterMain() error {
 	if len(os.Args) < 3 {
-		return errors.New("usage: enter NAME COMMAND...")
+		return errors.New("not enough arguments")
 	}
 	text, err := os.ReadFile(record(os.Args[1]))
 	if err != nil {

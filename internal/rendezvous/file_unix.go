@@ -197,9 +197,17 @@ func bindTemp(p Place) (*scm.FD, inode, error) {
 	if err := os.Mkdir(temp, 0o700); err != nil {
 		return nil, inode{}, explain(err, p.Path)
 	}
-	// The umask may have taken our own rights.
-	if err := os.Chmod(temp, 0o700); err != nil {
+	made, err := os.Lstat(temp)
+	if err != nil {
 		return nil, inode{}, err
+	}
+	// The umask may have taken our own rights. In a setgid directory the new one is
+	// setgid too and gives the socket its group, as to every new file. The bit is kept,
+	// and nothing changed without need: chmod(2) takes it from who is not in that group.
+	if made.Mode().Perm() != 0o700 {
+		if err := os.Chmod(temp, 0o700|made.Mode()&fs.ModeSetgid); err != nil {
+			return nil, inode{}, err
+		}
 	}
 	fd, err := scm.Bind(p.Network, bound)
 	if err != nil {

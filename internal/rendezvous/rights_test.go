@@ -3,6 +3,7 @@
 package rendezvous_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -81,6 +82,49 @@ func TestGroupByName(t *testing.T) {
 	mustClaim(t, rendezvous.Place{Path: path, Mode: 0o660, Group: group.Name})
 	wantGroup(t, path, 1)
 	wantGroup(t, path+".lock", 1)
+}
+
+// A volume that several users share is setgid, so that what one makes the others may
+// use. A member of the group need not be told of it.
+func TestSetgidDirectoryGivesItsGroup(t *testing.T) {
+	needRoot(t)
+	for _, tt := range []struct {
+		name, umask string
+		groups      []uint32
+	}{
+		{"a member", "022", []uint32{members}},
+		{"a member whose umask takes everything", "777", []uint32{members}},
+		{"not a member", "022", nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			leak.Check(t)
+			dir := filepath.Join(tempDir(t), "d")
+			mkdir(t, dir)
+			if err := os.Chown(dir, -1, members); err != nil {
+				t.Fatal(err)
+			}
+			chmod(t, dir, 0o777|os.ModeSetgid)
+			path := filepath.Join(dir, "control.sock")
+			owner := start(t, "claim", []string{path, "660", "", tt.umask}, as(stranger, tt.groups...))
+			if got := owner.line(); got != "claimed" {
+				t.Fatal(got)
+			}
+			for _, file := range []string{path, path + ".lock"} {
+				wantMode(t, file, 0o660)
+				wantGroup(t, file, members)
+			}
+		})
+	}
+}
+
+func TestGroupThatDoesNotExist(t *testing.T) {
+	leak.Check(t)
+	path := filepath.Join(tempDir(t), "control.sock")
+	_, _, err := rendezvous.Find(deadline(t), rendezvous.Place{Path: path, Group: "no-such-group"})
+	if !errors.As(err, new(user.UnknownGroupError)) || !strings.Contains(err.Error(), "no-such-group") {
+		t.Errorf("got %v", err)
+	}
+	wantFiles(t, path)
 }
 
 func TestDatagramSocketHasItsRightsWhateverTheUmask(t *testing.T) {
