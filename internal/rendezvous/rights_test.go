@@ -100,10 +100,10 @@ func TestSetgidDirectoryGivesItsGroup(t *testing.T) {
 			leak.Check(t)
 			dir := filepath.Join(tempDir(t), "d")
 			mkdir(t, dir)
-			if err := os.Chown(dir, -1, members); err != nil {
+			if err := os.Chown(dir, stranger, members); err != nil {
 				t.Fatal(err)
 			}
-			chmod(t, dir, 0o777|os.ModeSetgid)
+			chmod(t, dir, 0o755|os.ModeSetgid)
 			path := filepath.Join(dir, "control.sock")
 			owner := start(t, "claim", []string{path, "660", "", tt.umask}, as(stranger, tt.groups...))
 			if got := owner.line(); got != "claimed" {

@@ -27,7 +27,7 @@ import (
 var version = "dev"
 
 // drainTimeout is how long requests may take once a successor serves.
-const drainTimeout = 20 * time.Second
+const drainTimeout = time.Minute
 
 type options struct {
 	socket  string
