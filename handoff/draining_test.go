@@ -157,6 +157,90 @@ func TestAnOfferThatTakesTimeEatsNoLimit(t *testing.T) {
 	})
 }
 
+func TestServiceManagerIsPassedOn(t *testing.T) {
+	unit := handoff.ServiceManager{NotifySocket: "@manager", Watchdog: time.Minute, FDStore: true, FDStoreMax: 12}
+	bubble(t, "before anybody hears that the predecessor has retired", func(t *testing.T) {
+		o := newOwner(t)
+		o.service.unit = &unit
+		p := o.client()
+		attempt := make(chan struct{})
+		o.service.onRelieve = func() {
+			if o.service.count("Retire") > 0 {
+				t.Error("the program had heard of it")
+			}
+			close(attempt)
+		}
+		throughCommit(p)
+		p.say(commitAck(true))
+		p.mustHear("Retired", "Draining")
+		<-attempt
+		if who := o.service.relieved; who.Instance != "by hand" || who.Generation != 2 || who.PID != 33 {
+			t.Errorf("the successor is %v", who)
+		}
+		mustHaveCalled(t, &o.service.calls, "Offer, Freeze, Pause [], Pause [], Retire")
+	})
+	bubble(t, "never when the successor settles and is gone", func(t *testing.T) {
+		o := newOwner(t)
+		p := o.client()
+		throughCommit(p)
+		p.close()
+		if o.service.relieved.Instance != "" {
+			t.Errorf("Relieve was called for %v", o.service.relieved)
+		}
+		o.mustBe(handoff.StateOwner)
+	})
+	bubble(t, "later, by one that had to wait for it itself", func(t *testing.T) {
+		o := newOwner(t)
+		p := o.client()
+		throughCommit(p)
+		p.say(commitAck(true))
+		p.mustHear("Retired")
+		o.server.Relieved(unit)
+		m, _ := p.hear()
+		if d, ok := m.(*pb.Draining); !ok || d.GetServiceManager().GetNotifySocket() != "@manager" || d.Connections != nil {
+			t.Errorf("the successor hears %v", m)
+		}
+	})
+	bubble(t, "by the successor's machine", func(t *testing.T) {
+		c := newCandidate(t)
+		p := c.server()
+		p.say(welcome(0), manifestPage(0))
+		c.ready(t.Context())
+		p.say(manifestPage(1), &pb.Commit{}, &pb.Retired{}, &pb.Draining{ServiceManager: &pb.ServiceManager{
+			NotifySocket: "@manager", Watchdog: durationpb.New(time.Minute), FdStore: true, FdStoreMax: 12,
+		}})
+		c.mustOwn()
+		if got := c.receiver.unit; got != unit {
+			t.Errorf("it has got %+v", got)
+		}
+		if got := c.receiver.count("Draining"); got != 0 {
+			t.Errorf("it was told %d times of connections that nobody has counted", got)
+		}
+	})
+}
+
+func TestParting(t *testing.T) {
+	bubble(t, "one that has retired passes for gone", func(t *testing.T) {
+		o := newOwner(t)
+		p := o.client()
+		throughCommit(p)
+		p.say(commitAck(true))
+		p.mustHear("Retired")
+		o.server.Part()
+		if m, closed := p.hear(); !closed {
+			t.Errorf("the successor hears %v", m)
+		}
+	})
+	bubble(t, "an owner does not", func(t *testing.T) {
+		o := newOwner(t)
+		o.server.Part()
+		p := o.client()
+		throughCommit(p)
+		p.say(commitAck(true))
+		p.mustHear("Retired")
+	})
+}
+
 func TestDrainingIsTold(t *testing.T) {
 	retired := func(t *testing.T) (*owner, *player) {
 		o := newOwner(t)

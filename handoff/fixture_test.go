@@ -96,8 +96,11 @@ type service struct {
 	onFreeze   func(context.Context)
 	onPause    func()
 	onResume   func()
+	onRelieve  func()
 	onRetire   func()
-	onWarnings func() // whenever a status is made
+	unit       *handoff.ServiceManager // what Relieve returns
+	relieved   handoff.Process         // by whom
+	onWarnings func()                  // whenever a status is made
 }
 
 func (s *service) Offer(ctx context.Context) (*handoff.Offer, error) {
@@ -130,6 +133,14 @@ func (s *service) Resume() {
 	if s.onResume != nil {
 		s.onResume()
 	}
+}
+
+func (s *service) Relieve(successor handoff.Process) *handoff.ServiceManager {
+	s.relieved = successor
+	if s.onRelieve != nil {
+		s.onRelieve()
+	}
+	return s.unit
 }
 
 func (s *service) Retire() {
@@ -173,6 +184,7 @@ type receiver struct {
 	failure error
 
 	deadline time.Time // of the last Draining
+	unit     handoff.ServiceManager
 }
 
 func (r *receiver) Receive(control *handoff.Control, ds []handoff.Descriptor) error {
@@ -240,6 +252,11 @@ func (r *receiver) Gone() { r.add("Gone") }
 func (r *receiver) Draining(connections int, deadline time.Time) {
 	r.add("Draining %d", connections)
 	r.deadline = deadline
+}
+
+func (r *receiver) ServiceManager(m handoff.ServiceManager) {
+	r.add("ServiceManager")
+	r.unit = m
 }
 
 // Connection keeps what came under a descriptor's name, for close.

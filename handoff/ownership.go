@@ -339,6 +339,10 @@ func (t *Taking) ended(ctx context.Context) error {
 }
 
 func (t *Taking) draining(m *pb.Draining) {
+	if m.GetServiceManager() != nil { // it comes alone
+		t.receiver.ServiceManager(serviceManagerFromWire(m.GetServiceManager()))
+		return
+	}
 	connections := -1
 	if m.Connections != nil { // whether it is there is the question
 		connections = count(m.GetConnections())

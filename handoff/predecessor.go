@@ -55,8 +55,13 @@ type Service interface {
 	// Resume undoes Offer, Freeze and Pause, after having not owned, and opens
 	// the server's control listener again.
 	Resume()
-	// Retire closes every copy of what was handed over (I6). This process
-	// never comes back.
+	// Relieve is called as soon as Retired is written, before anybody else hears
+	// of it. It closes every copy of what was handed over (I6). successor is its
+	// pid as the kernel says, 0 if it does not. The result is what is the
+	// successor's from now on to tell the service manager, nil for nothing.
+	Relieve(successor Process) *ServiceManager
+	// Retire follows when everybody who waited for it has been told: this process
+	// never comes back, and its program hears of it.
 	Retire()
 	// EndDrain asks the program to end its drain now.
 	EndDrain()
@@ -79,6 +84,8 @@ type Service interface {
 var (
 	// errStop is the command to leave, whatever that means in the current state.
 	errStop = fmt.Errorf("%w (this process)", ErrStopping)
+	// errPart is the command to end the connection of a process that drains.
+	errPart = errors.New("this process is to pass for gone")
 	// errHookOver ends the listening during a hook.
 	errHookOver = errors.New("the hook has returned")
 	// errNothingCame ends a look for what has arrived.
@@ -315,6 +322,7 @@ func (p *predecessor) progress(m *pb.Progress) time.Duration {
 	defer p.server.mu.Unlock()
 	news := status != p.status
 	p.status, p.stepEnds = status, p.deadline
+	p.server.changedLocked()
 	if news && p.chatter.take() {
 		p.server.tellWatchersLocked("the successor says: "+status, p)
 	}

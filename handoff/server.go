@@ -57,6 +57,9 @@ type ServerConfig struct {
 	// OnEvent gets every change, in order, at once: it must not block, nor call
 	// the server. May be nil.
 	OnEvent func(Event)
+	// OnChange is called whenever Standing may have changed, under the same terms.
+	// May be nil.
+	OnChange func()
 	// Log gets what the owner should know of.
 	Log *slog.Logger
 }
@@ -72,6 +75,7 @@ type Server struct {
 	policy   func(context.Context, Candidate) error
 	commands Commands
 	onEvent  func(Event)
+	onChange func()
 	log      *slog.Logger
 	noise    noise // about clients that were turned away
 
@@ -110,7 +114,7 @@ type Server struct {
 func NewServer(cfg *ServerConfig) *Server {
 	s := &Server{
 		self: cfg.Process, service: cfg.Service, limits: cfg.Limits,
-		auth: cfg.Authorize, policy: cfg.Accept, commands: cfg.Commands, onEvent: cfg.OnEvent, log: cfg.Log,
+		auth: cfg.Authorize, policy: cfg.Accept, commands: cfg.Commands, onEvent: cfg.OnEvent, onChange: cfg.OnChange, log: cfg.Log,
 		state: StateCandidate, since: time.Now(),
 		changed: make(chan struct{}), conns: make(map[frames]struct{}), watchers: make(watchers), finished: make(chan struct{}),
 	}
@@ -231,6 +235,34 @@ func (s *Server) Draining(connections int, deadline time.Time) bool {
 	})
 }
 
+// Relieved tells the successor of a process that drains that it is the main process
+// of their unit. It is for one that came to be that itself only when it drained; else
+// the result of Relieve says it.
+func (s *Server) Relieved(m ServiceManager) {
+	s.mu.Lock()
+	p := s.retirement
+	s.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.link.post(func() error {
+		// As with Draining: nothing depends on it.
+		_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Draining{Draining: &pb.Draining{ServiceManager: serviceManagerToWire(&m)}}})
+		return nil
+	})
+}
+
+// Part ends the connection to the successor of a process that drains: it is to pass
+// for gone.
+func (s *Server) Part() {
+	s.mu.Lock()
+	p := s.passing
+	s.mu.Unlock()
+	if p != nil {
+		p.link.post(func() error { return errPart })
+	}
+}
+
 // forget ends what [Server.Draining] does for p.
 func (s *Server) forget(p *predecessor) {
 	s.mu.Lock()
@@ -334,6 +366,17 @@ func (s *Server) Status(ctx context.Context) *Status {
 			a.Step, time.Since(a.Deadline).Round(time.Second)))
 	}
 	return st
+}
+
+// Standing is what of Status is known at once: nothing of the control path, the
+// registry and the older generations.
+func (s *Server) Standing() *Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &Status{
+		Process: s.self, State: s.state, Since: s.since, Ready: s.ready, Settled: s.settled,
+		Attempt: s.attempt.attemptLocked(), Probation: s.probation, LastFailure: s.lastFailure,
+	}
 }
 
 // overdueGrace is how long after its deadline an attempt is not called overdue.
@@ -449,8 +492,15 @@ func (s *Server) eventLocked(text string, p *predecessor, failure *Failure) Even
 }
 
 func (s *Server) notifyLocked() {
+	s.changedLocked()
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+func (s *Server) changedLocked() {
+	if s.onChange != nil {
+		s.onChange()
+	}
 }
 
 // begin makes p's candidate the one whose attempt is under way, or says why it

@@ -638,6 +638,7 @@ var durations = map[protoreflect.FullName]func(t *testing.T, d *durationpb.Durat
 	"Generation.since":          timesInAStatus,
 	"Generation.remaining":      timesInAStatus,
 	"Draining.remaining":        drainingForDisplay,
+	"ServiceManager.watchdog":   watchdogOfAUnit,
 	"UpgradeRequest.timeout":    timeOfAnUpgrade,
 	"CheckRequest.probation":    probationRehearsed,
 	// What a rehearsal tells is for display.
@@ -708,6 +709,19 @@ func rehearsedTimes(t *testing.T, d *durationpb.Duration) {
 	r, err := handoff.CheckOn(t.Context(), p.client, new(handoff.Candidate))
 	if err != nil || r.Ready != sane(d) || r.MaxReady != sane(d) || r.Commit != sane(d) || r.Probation != sane(d) {
 		t.Errorf("%+v, %v, want %v", r, err, sane(d))
+	}
+}
+
+// watchdogOfAUnit: what is no time is no watchdog.
+func watchdogOfAUnit(t *testing.T, d *durationpb.Duration) {
+	c := newCandidate(t)
+	p := c.server()
+	p.say(welcome(0), manifestPage(0))
+	c.ready(t.Context())
+	p.say(manifestPage(1), &pb.Commit{}, &pb.Retired{}, &pb.Draining{ServiceManager: &pb.ServiceManager{Watchdog: d}})
+	c.mustOwn()
+	if got, want := c.receiver.unit.Watchdog, max(sane(d), 0); got != want {
+		t.Errorf("the watchdog is %v, want %v", got, want)
 	}
 }
 

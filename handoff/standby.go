@@ -111,11 +111,27 @@ func (p *predecessor) retire() {
 		return
 	}
 	p.server.drains(p) // before the program hears of it
+	if sm := p.server.service.Relieve(p.successor()); sm != nil {
+		// If it has gone, so has the part. Nothing else depends on it.
+		_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Draining{Draining: &pb.Draining{ServiceManager: serviceManagerToWire(sm)}}})
+	}
 	p.decide(nil)
 	p.server.payDebts() // the program may exit as soon as it does
 	p.server.service.Retire()
 	p.server.retired(p)
 	p.drain()
+}
+
+// successor is who comes after this process, with the pid that the kernel gives, if
+// it gives one. That of a process which this one has started is its own word: it
+// may have been started through another.
+func (p *predecessor) successor() Process {
+	who := p.who.Process
+	who.Generation = p.generation
+	if p.who.Peer != nil {
+		who.PID = p.who.Peer.PID
+	}
+	return who
 }
 
 // drain serves the successor's wishes until it has gone. The connection stays
@@ -129,7 +145,7 @@ func (p *predecessor) drain() {
 		switch {
 		case errors.Is(err, errStop):
 			continue // there is nothing left to stop
-		case lost(err):
+		case lost(err), errors.Is(err, errPart):
 			return
 		case err == nil && m.GetEndDrain() != nil:
 			p.server.service.EndDrain()
@@ -144,9 +160,11 @@ func (p *predecessor) drain() {
 		p.server.log.Warn("the successor sent what it must not send now", "successor", p.who.Process, "err", err)
 		p.server.forget(p)
 		p.transfers.broke(err)
-		for p.link.deaf() != nil { // only its end is left to wait for, and nothing to stop
+		for { // only its end is left to wait for, and nothing to stop
+			if stop := p.link.deaf(); stop == nil || errors.Is(stop, errPart) {
+				return
+			}
 		}
-		return
 	}
 }
 
@@ -215,6 +233,7 @@ func (p *predecessor) leave() {
 	p.server.closeControl()
 	p.server.service.Pause(nil)
 	p.server.setState(StateDraining)
+	p.server.service.Relieve(p.successor()) // who has not settled is told nothing
 	p.tell(errStop)
 	p.decide(errStop)
 	p.server.payDebts() // as in retire

@@ -58,6 +58,9 @@ type Receiver interface {
 	// it still has, -1 if it does not say, and by when it will be gone: the zero
 	// time if it does not say.
 	Draining(connections int, deadline time.Time)
+	// ServiceManager is called when the retired predecessor, which is in the same
+	// unit, says that this process is its main process now.
+	ServiceManager(m ServiceManager)
 	// Connection is called when the retired predecessor passes a connection. It
 	// takes ownership of the descriptor, also on an error, which refuses the
 	// connection. Nothing may be read from it before answered is called, which

@@ -109,6 +109,15 @@ var scenes = map[string]scene{
 			"successor Freeze", "predecessor HandOver web", "predecessor HandOver web", "successor End",
 		},
 	},
+	"handoff-in-a-unit": {
+		about: "A predecessor that was the main process of a unit, in which the successor is too.",
+		asks:  refusesTheRest,
+		owner: func(o *owner) *candidate {
+			o.service.unit = &handoff.ServiceManager{NotifySocket: "/run/systemd/notify", Watchdog: 30 * time.Second, FDStore: true, FDStoreMax: 16}
+			return nil
+		},
+		acts: []string{"successor Ready"},
+	},
 	"handoff-no-features": {
 		about: "A successor that takes no connections, and so is sent none. It is played by hand.",
 		client: []proto.Message{

@@ -281,6 +281,14 @@ type Offer struct {
 	Complete func(ctx context.Context) ([]Descriptor, error)
 }
 
+// ServiceManager is what the main process of a unit needs to speak to systemd.
+type ServiceManager struct {
+	NotifySocket string        // where it listens
+	Watchdog     time.Duration // how long it waits for a sign of life; 0: it wants none
+	FDStore      bool          // the service's sockets are kept in its store
+	FDStoreMax   int           // how many that holds; 0 if it does not say
+}
+
 // Changes is what has changed since the offer was made.
 type Changes struct {
 	Added   []Descriptor

@@ -209,6 +209,21 @@ func generationFromWire(w *pb.Generation) Generation {
 	return g
 }
 
+func serviceManagerToWire(m *ServiceManager) *pb.ServiceManager {
+	w := &pb.ServiceManager{NotifySocket: m.NotifySocket, FdStore: m.FDStore, FdStoreMax: uint32(m.FDStoreMax)}
+	if m.Watchdog > 0 {
+		w.Watchdog = durationpb.New(m.Watchdog)
+	}
+	return w
+}
+
+func serviceManagerFromWire(w *pb.ServiceManager) ServiceManager {
+	return ServiceManager{
+		NotifySocket: w.GetNotifySocket(), Watchdog: max(durationFromWire(w.GetWatchdog()), 0),
+		FDStore: w.GetFdStore(), FDStoreMax: count(uint64(w.GetFdStoreMax())),
+	}
+}
+
 // count bounds a number from the other side.
 func count(n uint64) int { return int(min(n, math.MaxInt32)) }
 

@@ -2977,9 +2977,12 @@ type Draining struct {
 	// now.
 	Connections *uint64 `protobuf:"varint,1,opt,name=connections,proto3,oneof" json:"connections,omitempty"`
 	// How long the drain may still last; absent: as long as it takes.
-	Remaining     *durationpb.Duration `protobuf:"bytes,2,opt,name=remaining,proto3" json:"remaining,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Remaining *durationpb.Duration `protobuf:"bytes,2,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// The predecessor was the main process of a unit of the service manager, and
+	// has named the successor, which is in the same unit, as the one from now on.
+	ServiceManager *ServiceManager `protobuf:"bytes,3,opt,name=service_manager,json=serviceManager,proto3" json:"service_manager,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Draining) Reset() {
@@ -3026,6 +3029,86 @@ func (x *Draining) GetRemaining() *durationpb.Duration {
 	return nil
 }
 
+func (x *Draining) GetServiceManager() *ServiceManager {
+	if x != nil {
+		return x.ServiceManager
+	}
+	return nil
+}
+
+// ServiceManager is what the main process of a unit needs to speak to systemd.
+type ServiceManager struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it listens: NOTIFY_SOCKET.
+	NotifySocket string `protobuf:"bytes,1,opt,name=notify_socket,json=notifySocket,proto3" json:"notify_socket,omitempty"`
+	// How long it waits for a sign of life; absent: it wants none.
+	Watchdog *durationpb.Duration `protobuf:"bytes,2,opt,name=watchdog,proto3" json:"watchdog,omitempty"`
+	// The main process keeps the service's sockets in the manager's store.
+	FdStore bool `protobuf:"varint,3,opt,name=fd_store,json=fdStore,proto3" json:"fd_store,omitempty"`
+	// How many that holds; 0: it does not say.
+	FdStoreMax    uint32 `protobuf:"varint,4,opt,name=fd_store_max,json=fdStoreMax,proto3" json:"fd_store_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceManager) Reset() {
+	*x = ServiceManager{}
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceManager) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceManager) ProtoMessage() {}
+
+func (x *ServiceManager) ProtoReflect() protoreflect.Message {
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceManager.ProtoReflect.Descriptor instead.
+func (*ServiceManager) Descriptor() ([]byte, []int) {
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ServiceManager) GetNotifySocket() string {
+	if x != nil {
+		return x.NotifySocket
+	}
+	return ""
+}
+
+func (x *ServiceManager) GetWatchdog() *durationpb.Duration {
+	if x != nil {
+		return x.Watchdog
+	}
+	return nil
+}
+
+func (x *ServiceManager) GetFdStore() bool {
+	if x != nil {
+		return x.FdStore
+	}
+	return false
+}
+
+func (x *ServiceManager) GetFdStoreMax() uint32 {
+	if x != nil {
+		return x.FdStoreMax
+	}
+	return 0
+}
+
 // EndDrain asks the retired predecessor to end its drain now.
 type EndDrain struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3035,7 +3118,7 @@ type EndDrain struct {
 
 func (x *EndDrain) Reset() {
 	*x = EndDrain{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[28]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +3130,7 @@ func (x *EndDrain) String() string {
 func (*EndDrain) ProtoMessage() {}
 
 func (x *EndDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[28]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3143,7 @@ func (x *EndDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndDrain.ProtoReflect.Descriptor instead.
 func (*EndDrain) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{28}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{29}
 }
 
 // Generation is one process that once owned, and what is left of it.
@@ -3083,7 +3166,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[29]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3095,7 +3178,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[29]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3108,7 +3191,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{29}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Generation) GetProcess() *Process {
@@ -3172,7 +3255,7 @@ type ControlRequest struct {
 
 func (x *ControlRequest) Reset() {
 	*x = ControlRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[30]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3267,7 @@ func (x *ControlRequest) String() string {
 func (*ControlRequest) ProtoMessage() {}
 
 func (x *ControlRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[30]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3280,7 @@ func (x *ControlRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlRequest.ProtoReflect.Descriptor instead.
 func (*ControlRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{30}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ControlRequest) GetRequest() isControlRequest_Request {
@@ -3371,7 +3454,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[31]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3466,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[31]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3479,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{31}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{32}
 }
 
 // WatchRequest asks for a stream of events until either side closes.
@@ -3408,7 +3491,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[32]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3420,7 +3503,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[32]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3433,7 +3516,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{32}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{33}
 }
 
 // UpgradeRequest asks the owner to start its successor itself. The connection
@@ -3450,7 +3533,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[33]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3462,7 +3545,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[33]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3475,7 +3558,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{33}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UpgradeRequest) GetTimeout() *durationpb.Duration {
@@ -3509,7 +3592,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[34]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3604,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[34]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +3617,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{34}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CancelRequest) GetKill() bool {
@@ -3567,7 +3650,7 @@ type SettleRequest struct {
 
 func (x *SettleRequest) Reset() {
 	*x = SettleRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[35]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3579,7 +3662,7 @@ func (x *SettleRequest) String() string {
 func (*SettleRequest) ProtoMessage() {}
 
 func (x *SettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[35]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3592,7 +3675,7 @@ func (x *SettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
 func (*SettleRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{35}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{36}
 }
 
 // RollbackRequest asks the owner to roll back.
@@ -3606,7 +3689,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[36]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3618,7 +3701,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[36]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3631,7 +3714,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{36}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RollbackRequest) GetReason() string {
@@ -3652,7 +3735,7 @@ type EndDrainRequest struct {
 
 func (x *EndDrainRequest) Reset() {
 	*x = EndDrainRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[37]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3664,7 +3747,7 @@ func (x *EndDrainRequest) String() string {
 func (*EndDrainRequest) ProtoMessage() {}
 
 func (x *EndDrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[37]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3677,7 +3760,7 @@ func (x *EndDrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndDrainRequest.ProtoReflect.Descriptor instead.
 func (*EndDrainRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{37}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EndDrainRequest) GetGeneration() uint64 {
@@ -3698,7 +3781,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[38]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +3793,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[38]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +3806,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{38}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StopRequest) GetReason() string {
@@ -3751,7 +3834,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[39]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3846,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[39]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3859,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{39}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CheckRequest) GetSuccessor() *Process {
@@ -3826,7 +3909,7 @@ type ControlResponse struct {
 
 func (x *ControlResponse) Reset() {
 	*x = ControlResponse{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[40]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3838,7 +3921,7 @@ func (x *ControlResponse) String() string {
 func (*ControlResponse) ProtoMessage() {}
 
 func (x *ControlResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[40]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3851,7 +3934,7 @@ func (x *ControlResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlResponse.ProtoReflect.Descriptor instead.
 func (*ControlResponse) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{40}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ControlResponse) GetResponse() isControlResponse_Response {
@@ -3979,7 +4062,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3991,7 +4074,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[41]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4004,7 +4087,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{41}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StatusReply) GetLast() bool {
@@ -4106,7 +4189,7 @@ type Probation struct {
 
 func (x *Probation) Reset() {
 	*x = Probation{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4118,7 +4201,7 @@ func (x *Probation) String() string {
 func (*Probation) ProtoMessage() {}
 
 func (x *Probation) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[42]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4131,7 +4214,7 @@ func (x *Probation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probation.ProtoReflect.Descriptor instead.
 func (*Probation) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{42}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Probation) GetPredecessor() *Process {
@@ -4174,7 +4257,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4186,7 +4269,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[43]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4199,7 +4282,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{43}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Attempt) GetSuccessor() *Process {
@@ -4254,7 +4337,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4266,7 +4349,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[44]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4279,7 +4362,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{44}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Failure) GetSuccessor() *Process {
@@ -4329,7 +4412,7 @@ type DescriptorStatus struct {
 
 func (x *DescriptorStatus) Reset() {
 	*x = DescriptorStatus{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4341,7 +4424,7 @@ func (x *DescriptorStatus) String() string {
 func (*DescriptorStatus) ProtoMessage() {}
 
 func (x *DescriptorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[45]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4354,7 +4437,7 @@ func (x *DescriptorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescriptorStatus.ProtoReflect.Descriptor instead.
 func (*DescriptorStatus) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{45}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DescriptorStatus) GetName() string {
@@ -4411,7 +4494,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4423,7 +4506,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[46]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4436,7 +4519,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{46}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Event) GetProcess() *Process {
@@ -4495,7 +4578,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4507,7 +4590,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[47]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4520,7 +4603,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{47}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CheckReply) GetRefuse() *Refuse {
@@ -4586,7 +4669,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[48]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4598,7 +4681,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[48]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4611,7 +4694,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{48}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Outcome) GetOk() bool {
@@ -4669,7 +4752,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[49]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4681,7 +4764,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[49]
+	mi := &file_crossfade_handoff_v1_handoff_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4694,7 +4777,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{49}
+	return file_crossfade_handoff_v1_handoff_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Error) GetCode() ErrorCode {
@@ -4865,11 +4948,18 @@ const file_crossfade_handoff_v1_handoff_proto_rawDesc = "" +
 	"\rConnectionAck\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05taken\x18\x02 \x01(\bR\x05taken\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"z\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xc9\x01\n" +
 	"\bDraining\x12%\n" +
 	"\vconnections\x18\x01 \x01(\x04H\x00R\vconnections\x88\x01\x01\x127\n" +
-	"\tremaining\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tremainingB\x0e\n" +
-	"\f_connections\"\n" +
+	"\tremaining\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tremaining\x12M\n" +
+	"\x0fservice_manager\x18\x03 \x01(\v2$.crossfade.handoff.v1.ServiceManagerR\x0eserviceManagerB\x0e\n" +
+	"\f_connections\"\xa9\x01\n" +
+	"\x0eServiceManager\x12#\n" +
+	"\rnotify_socket\x18\x01 \x01(\tR\fnotifySocket\x125\n" +
+	"\bwatchdog\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bwatchdog\x12\x19\n" +
+	"\bfd_store\x18\x03 \x01(\bR\afdStore\x12 \n" +
+	"\ffd_store_max\x18\x04 \x01(\rR\n" +
+	"fdStoreMax\"\n" +
 	"\n" +
 	"\bEndDrain\"\x99\x02\n" +
 	"\n" +
@@ -5088,7 +5178,7 @@ func file_crossfade_handoff_v1_handoff_proto_rawDescGZIP() []byte {
 }
 
 var file_crossfade_handoff_v1_handoff_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
-var file_crossfade_handoff_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_crossfade_handoff_v1_handoff_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_crossfade_handoff_v1_handoff_proto_goTypes = []any{
 	(Role)(0),                   // 0: crossfade.handoff.v1.Role
 	(ProbationEnd)(0),           // 1: crossfade.handoff.v1.ProbationEnd
@@ -5129,29 +5219,30 @@ var file_crossfade_handoff_v1_handoff_proto_goTypes = []any{
 	(*Connection)(nil),          // 36: crossfade.handoff.v1.Connection
 	(*ConnectionAck)(nil),       // 37: crossfade.handoff.v1.ConnectionAck
 	(*Draining)(nil),            // 38: crossfade.handoff.v1.Draining
-	(*EndDrain)(nil),            // 39: crossfade.handoff.v1.EndDrain
-	(*Generation)(nil),          // 40: crossfade.handoff.v1.Generation
-	(*ControlRequest)(nil),      // 41: crossfade.handoff.v1.ControlRequest
-	(*StatusRequest)(nil),       // 42: crossfade.handoff.v1.StatusRequest
-	(*WatchRequest)(nil),        // 43: crossfade.handoff.v1.WatchRequest
-	(*UpgradeRequest)(nil),      // 44: crossfade.handoff.v1.UpgradeRequest
-	(*CancelRequest)(nil),       // 45: crossfade.handoff.v1.CancelRequest
-	(*SettleRequest)(nil),       // 46: crossfade.handoff.v1.SettleRequest
-	(*RollbackRequest)(nil),     // 47: crossfade.handoff.v1.RollbackRequest
-	(*EndDrainRequest)(nil),     // 48: crossfade.handoff.v1.EndDrainRequest
-	(*StopRequest)(nil),         // 49: crossfade.handoff.v1.StopRequest
-	(*CheckRequest)(nil),        // 50: crossfade.handoff.v1.CheckRequest
-	(*ControlResponse)(nil),     // 51: crossfade.handoff.v1.ControlResponse
-	(*StatusReply)(nil),         // 52: crossfade.handoff.v1.StatusReply
-	(*Probation)(nil),           // 53: crossfade.handoff.v1.Probation
-	(*Attempt)(nil),             // 54: crossfade.handoff.v1.Attempt
-	(*Failure)(nil),             // 55: crossfade.handoff.v1.Failure
-	(*DescriptorStatus)(nil),    // 56: crossfade.handoff.v1.DescriptorStatus
-	(*Event)(nil),               // 57: crossfade.handoff.v1.Event
-	(*CheckReply)(nil),          // 58: crossfade.handoff.v1.CheckReply
-	(*Outcome)(nil),             // 59: crossfade.handoff.v1.Outcome
-	(*Error)(nil),               // 60: crossfade.handoff.v1.Error
-	(*durationpb.Duration)(nil), // 61: google.protobuf.Duration
+	(*ServiceManager)(nil),      // 39: crossfade.handoff.v1.ServiceManager
+	(*EndDrain)(nil),            // 40: crossfade.handoff.v1.EndDrain
+	(*Generation)(nil),          // 41: crossfade.handoff.v1.Generation
+	(*ControlRequest)(nil),      // 42: crossfade.handoff.v1.ControlRequest
+	(*StatusRequest)(nil),       // 43: crossfade.handoff.v1.StatusRequest
+	(*WatchRequest)(nil),        // 44: crossfade.handoff.v1.WatchRequest
+	(*UpgradeRequest)(nil),      // 45: crossfade.handoff.v1.UpgradeRequest
+	(*CancelRequest)(nil),       // 46: crossfade.handoff.v1.CancelRequest
+	(*SettleRequest)(nil),       // 47: crossfade.handoff.v1.SettleRequest
+	(*RollbackRequest)(nil),     // 48: crossfade.handoff.v1.RollbackRequest
+	(*EndDrainRequest)(nil),     // 49: crossfade.handoff.v1.EndDrainRequest
+	(*StopRequest)(nil),         // 50: crossfade.handoff.v1.StopRequest
+	(*CheckRequest)(nil),        // 51: crossfade.handoff.v1.CheckRequest
+	(*ControlResponse)(nil),     // 52: crossfade.handoff.v1.ControlResponse
+	(*StatusReply)(nil),         // 53: crossfade.handoff.v1.StatusReply
+	(*Probation)(nil),           // 54: crossfade.handoff.v1.Probation
+	(*Attempt)(nil),             // 55: crossfade.handoff.v1.Attempt
+	(*Failure)(nil),             // 56: crossfade.handoff.v1.Failure
+	(*DescriptorStatus)(nil),    // 57: crossfade.handoff.v1.DescriptorStatus
+	(*Event)(nil),               // 58: crossfade.handoff.v1.Event
+	(*CheckReply)(nil),          // 59: crossfade.handoff.v1.CheckReply
+	(*Outcome)(nil),             // 60: crossfade.handoff.v1.Outcome
+	(*Error)(nil),               // 61: crossfade.handoff.v1.Error
+	(*durationpb.Duration)(nil), // 62: google.protobuf.Duration
 }
 var file_crossfade_handoff_v1_handoff_proto_depIdxs = []int32{
 	14,  // 0: crossfade.handoff.v1.ClientMessage.hello:type_name -> crossfade.handoff.v1.Hello
@@ -5166,8 +5257,8 @@ var file_crossfade_handoff_v1_handoff_proto_depIdxs = []int32{
 	32,  // 9: crossfade.handoff.v1.ClientMessage.rollback:type_name -> crossfade.handoff.v1.Rollback
 	35,  // 10: crossfade.handoff.v1.ClientMessage.abort:type_name -> crossfade.handoff.v1.Abort
 	37,  // 11: crossfade.handoff.v1.ClientMessage.connection_ack:type_name -> crossfade.handoff.v1.ConnectionAck
-	39,  // 12: crossfade.handoff.v1.ClientMessage.end_drain:type_name -> crossfade.handoff.v1.EndDrain
-	41,  // 13: crossfade.handoff.v1.ClientMessage.control:type_name -> crossfade.handoff.v1.ControlRequest
+	40,  // 12: crossfade.handoff.v1.ClientMessage.end_drain:type_name -> crossfade.handoff.v1.EndDrain
+	42,  // 13: crossfade.handoff.v1.ClientMessage.control:type_name -> crossfade.handoff.v1.ControlRequest
 	15,  // 14: crossfade.handoff.v1.ServerMessage.welcome:type_name -> crossfade.handoff.v1.Welcome
 	16,  // 15: crossfade.handoff.v1.ServerMessage.refuse:type_name -> crossfade.handoff.v1.Refuse
 	18,  // 16: crossfade.handoff.v1.ServerMessage.manifest_page:type_name -> crossfade.handoff.v1.ManifestPage
@@ -5178,91 +5269,93 @@ var file_crossfade_handoff_v1_handoff_proto_depIdxs = []int32{
 	35,  // 21: crossfade.handoff.v1.ServerMessage.abort:type_name -> crossfade.handoff.v1.Abort
 	36,  // 22: crossfade.handoff.v1.ServerMessage.connection:type_name -> crossfade.handoff.v1.Connection
 	38,  // 23: crossfade.handoff.v1.ServerMessage.draining:type_name -> crossfade.handoff.v1.Draining
-	51,  // 24: crossfade.handoff.v1.ServerMessage.control:type_name -> crossfade.handoff.v1.ControlResponse
+	52,  // 24: crossfade.handoff.v1.ServerMessage.control:type_name -> crossfade.handoff.v1.ControlResponse
 	0,   // 25: crossfade.handoff.v1.Hello.role:type_name -> crossfade.handoff.v1.Role
 	13,  // 26: crossfade.handoff.v1.Hello.process:type_name -> crossfade.handoff.v1.Process
-	61,  // 27: crossfade.handoff.v1.Hello.probation:type_name -> google.protobuf.Duration
+	62,  // 27: crossfade.handoff.v1.Hello.probation:type_name -> google.protobuf.Duration
 	1,   // 28: crossfade.handoff.v1.Hello.at_probation_end:type_name -> crossfade.handoff.v1.ProbationEnd
 	13,  // 29: crossfade.handoff.v1.Welcome.predecessor:type_name -> crossfade.handoff.v1.Process
-	61,  // 30: crossfade.handoff.v1.Welcome.ready_timeout:type_name -> google.protobuf.Duration
-	61,  // 31: crossfade.handoff.v1.Welcome.max_ready_timeout:type_name -> google.protobuf.Duration
-	61,  // 32: crossfade.handoff.v1.Welcome.commit_timeout:type_name -> google.protobuf.Duration
-	61,  // 33: crossfade.handoff.v1.Welcome.probation:type_name -> google.protobuf.Duration
+	62,  // 30: crossfade.handoff.v1.Welcome.ready_timeout:type_name -> google.protobuf.Duration
+	62,  // 31: crossfade.handoff.v1.Welcome.max_ready_timeout:type_name -> google.protobuf.Duration
+	62,  // 32: crossfade.handoff.v1.Welcome.commit_timeout:type_name -> google.protobuf.Duration
+	62,  // 33: crossfade.handoff.v1.Welcome.probation:type_name -> google.protobuf.Duration
 	2,   // 34: crossfade.handoff.v1.Refuse.code:type_name -> crossfade.handoff.v1.RefuseCode
 	13,  // 35: crossfade.handoff.v1.Refuse.who:type_name -> crossfade.handoff.v1.Process
-	61,  // 36: crossfade.handoff.v1.Refuse.since:type_name -> google.protobuf.Duration
-	61,  // 37: crossfade.handoff.v1.Refuse.until:type_name -> google.protobuf.Duration
+	62,  // 36: crossfade.handoff.v1.Refuse.since:type_name -> google.protobuf.Duration
+	62,  // 37: crossfade.handoff.v1.Refuse.until:type_name -> google.protobuf.Duration
 	20,  // 38: crossfade.handoff.v1.ManifestPage.descriptors:type_name -> crossfade.handoff.v1.Descriptor
 	19,  // 39: crossfade.handoff.v1.ManifestPage.control:type_name -> crossfade.handoff.v1.Control
 	3,   // 40: crossfade.handoff.v1.Descriptor.kind:type_name -> crossfade.handoff.v1.Kind
 	21,  // 41: crossfade.handoff.v1.Descriptor.identity:type_name -> crossfade.handoff.v1.Identity
 	22,  // 42: crossfade.handoff.v1.Descriptor.unix_path:type_name -> crossfade.handoff.v1.UnixPath
-	40,  // 43: crossfade.handoff.v1.Descriptor.alive:type_name -> crossfade.handoff.v1.Generation
+	41,  // 43: crossfade.handoff.v1.Descriptor.alive:type_name -> crossfade.handoff.v1.Generation
 	5,   // 44: crossfade.handoff.v1.Descriptor.state_moment:type_name -> crossfade.handoff.v1.StateMoment
 	4,   // 45: crossfade.handoff.v1.Identity.type:type_name -> crossfade.handoff.v1.FileType
-	61,  // 46: crossfade.handoff.v1.Progress.extend:type_name -> google.protobuf.Duration
+	62,  // 46: crossfade.handoff.v1.Progress.extend:type_name -> google.protobuf.Duration
 	6,   // 47: crossfade.handoff.v1.Abort.code:type_name -> crossfade.handoff.v1.AbortCode
 	21,  // 48: crossfade.handoff.v1.Connection.identity:type_name -> crossfade.handoff.v1.Identity
-	61,  // 49: crossfade.handoff.v1.Draining.remaining:type_name -> google.protobuf.Duration
-	13,  // 50: crossfade.handoff.v1.Generation.process:type_name -> crossfade.handoff.v1.Process
-	7,   // 51: crossfade.handoff.v1.Generation.state:type_name -> crossfade.handoff.v1.State
-	61,  // 52: crossfade.handoff.v1.Generation.since:type_name -> google.protobuf.Duration
-	61,  // 53: crossfade.handoff.v1.Generation.remaining:type_name -> google.protobuf.Duration
-	42,  // 54: crossfade.handoff.v1.ControlRequest.status:type_name -> crossfade.handoff.v1.StatusRequest
-	43,  // 55: crossfade.handoff.v1.ControlRequest.watch:type_name -> crossfade.handoff.v1.WatchRequest
-	44,  // 56: crossfade.handoff.v1.ControlRequest.upgrade:type_name -> crossfade.handoff.v1.UpgradeRequest
-	45,  // 57: crossfade.handoff.v1.ControlRequest.cancel:type_name -> crossfade.handoff.v1.CancelRequest
-	46,  // 58: crossfade.handoff.v1.ControlRequest.settle:type_name -> crossfade.handoff.v1.SettleRequest
-	47,  // 59: crossfade.handoff.v1.ControlRequest.rollback:type_name -> crossfade.handoff.v1.RollbackRequest
-	48,  // 60: crossfade.handoff.v1.ControlRequest.end_drain:type_name -> crossfade.handoff.v1.EndDrainRequest
-	49,  // 61: crossfade.handoff.v1.ControlRequest.stop:type_name -> crossfade.handoff.v1.StopRequest
-	50,  // 62: crossfade.handoff.v1.ControlRequest.check:type_name -> crossfade.handoff.v1.CheckRequest
-	61,  // 63: crossfade.handoff.v1.UpgradeRequest.timeout:type_name -> google.protobuf.Duration
-	13,  // 64: crossfade.handoff.v1.CheckRequest.successor:type_name -> crossfade.handoff.v1.Process
-	61,  // 65: crossfade.handoff.v1.CheckRequest.probation:type_name -> google.protobuf.Duration
-	1,   // 66: crossfade.handoff.v1.CheckRequest.at_probation_end:type_name -> crossfade.handoff.v1.ProbationEnd
-	52,  // 67: crossfade.handoff.v1.ControlResponse.status:type_name -> crossfade.handoff.v1.StatusReply
-	57,  // 68: crossfade.handoff.v1.ControlResponse.event:type_name -> crossfade.handoff.v1.Event
-	59,  // 69: crossfade.handoff.v1.ControlResponse.outcome:type_name -> crossfade.handoff.v1.Outcome
-	60,  // 70: crossfade.handoff.v1.ControlResponse.error:type_name -> crossfade.handoff.v1.Error
-	58,  // 71: crossfade.handoff.v1.ControlResponse.check:type_name -> crossfade.handoff.v1.CheckReply
-	13,  // 72: crossfade.handoff.v1.StatusReply.process:type_name -> crossfade.handoff.v1.Process
-	7,   // 73: crossfade.handoff.v1.StatusReply.state:type_name -> crossfade.handoff.v1.State
-	61,  // 74: crossfade.handoff.v1.StatusReply.since:type_name -> google.protobuf.Duration
-	54,  // 75: crossfade.handoff.v1.StatusReply.attempt:type_name -> crossfade.handoff.v1.Attempt
-	55,  // 76: crossfade.handoff.v1.StatusReply.last_failure:type_name -> crossfade.handoff.v1.Failure
-	40,  // 77: crossfade.handoff.v1.StatusReply.draining:type_name -> crossfade.handoff.v1.Generation
-	56,  // 78: crossfade.handoff.v1.StatusReply.descriptors:type_name -> crossfade.handoff.v1.DescriptorStatus
-	53,  // 79: crossfade.handoff.v1.StatusReply.probation:type_name -> crossfade.handoff.v1.Probation
-	13,  // 80: crossfade.handoff.v1.Probation.predecessor:type_name -> crossfade.handoff.v1.Process
-	61,  // 81: crossfade.handoff.v1.Probation.remaining:type_name -> google.protobuf.Duration
-	1,   // 82: crossfade.handoff.v1.Probation.at_end:type_name -> crossfade.handoff.v1.ProbationEnd
-	13,  // 83: crossfade.handoff.v1.Attempt.successor:type_name -> crossfade.handoff.v1.Process
-	61,  // 84: crossfade.handoff.v1.Attempt.since:type_name -> google.protobuf.Duration
-	61,  // 85: crossfade.handoff.v1.Attempt.remaining:type_name -> google.protobuf.Duration
-	13,  // 86: crossfade.handoff.v1.Failure.successor:type_name -> crossfade.handoff.v1.Process
-	61,  // 87: crossfade.handoff.v1.Failure.ago:type_name -> google.protobuf.Duration
-	3,   // 88: crossfade.handoff.v1.DescriptorStatus.kind:type_name -> crossfade.handoff.v1.Kind
-	8,   // 89: crossfade.handoff.v1.DescriptorStatus.origin:type_name -> crossfade.handoff.v1.Origin
-	13,  // 90: crossfade.handoff.v1.Event.process:type_name -> crossfade.handoff.v1.Process
-	7,   // 91: crossfade.handoff.v1.Event.state:type_name -> crossfade.handoff.v1.State
-	54,  // 92: crossfade.handoff.v1.Event.attempt:type_name -> crossfade.handoff.v1.Attempt
-	55,  // 93: crossfade.handoff.v1.Event.failure:type_name -> crossfade.handoff.v1.Failure
-	16,  // 94: crossfade.handoff.v1.CheckReply.refuse:type_name -> crossfade.handoff.v1.Refuse
-	61,  // 95: crossfade.handoff.v1.CheckReply.ready_timeout:type_name -> google.protobuf.Duration
-	61,  // 96: crossfade.handoff.v1.CheckReply.max_ready_timeout:type_name -> google.protobuf.Duration
-	61,  // 97: crossfade.handoff.v1.CheckReply.commit_timeout:type_name -> google.protobuf.Duration
-	61,  // 98: crossfade.handoff.v1.CheckReply.probation:type_name -> google.protobuf.Duration
-	13,  // 99: crossfade.handoff.v1.Outcome.serving:type_name -> crossfade.handoff.v1.Process
-	7,   // 100: crossfade.handoff.v1.Outcome.state:type_name -> crossfade.handoff.v1.State
-	9,   // 101: crossfade.handoff.v1.Outcome.code:type_name -> crossfade.handoff.v1.OutcomeCode
-	13,  // 102: crossfade.handoff.v1.Outcome.who:type_name -> crossfade.handoff.v1.Process
-	10,  // 103: crossfade.handoff.v1.Error.code:type_name -> crossfade.handoff.v1.ErrorCode
-	104, // [104:104] is the sub-list for method output_type
-	104, // [104:104] is the sub-list for method input_type
-	104, // [104:104] is the sub-list for extension type_name
-	104, // [104:104] is the sub-list for extension extendee
-	0,   // [0:104] is the sub-list for field type_name
+	62,  // 49: crossfade.handoff.v1.Draining.remaining:type_name -> google.protobuf.Duration
+	39,  // 50: crossfade.handoff.v1.Draining.service_manager:type_name -> crossfade.handoff.v1.ServiceManager
+	62,  // 51: crossfade.handoff.v1.ServiceManager.watchdog:type_name -> google.protobuf.Duration
+	13,  // 52: crossfade.handoff.v1.Generation.process:type_name -> crossfade.handoff.v1.Process
+	7,   // 53: crossfade.handoff.v1.Generation.state:type_name -> crossfade.handoff.v1.State
+	62,  // 54: crossfade.handoff.v1.Generation.since:type_name -> google.protobuf.Duration
+	62,  // 55: crossfade.handoff.v1.Generation.remaining:type_name -> google.protobuf.Duration
+	43,  // 56: crossfade.handoff.v1.ControlRequest.status:type_name -> crossfade.handoff.v1.StatusRequest
+	44,  // 57: crossfade.handoff.v1.ControlRequest.watch:type_name -> crossfade.handoff.v1.WatchRequest
+	45,  // 58: crossfade.handoff.v1.ControlRequest.upgrade:type_name -> crossfade.handoff.v1.UpgradeRequest
+	46,  // 59: crossfade.handoff.v1.ControlRequest.cancel:type_name -> crossfade.handoff.v1.CancelRequest
+	47,  // 60: crossfade.handoff.v1.ControlRequest.settle:type_name -> crossfade.handoff.v1.SettleRequest
+	48,  // 61: crossfade.handoff.v1.ControlRequest.rollback:type_name -> crossfade.handoff.v1.RollbackRequest
+	49,  // 62: crossfade.handoff.v1.ControlRequest.end_drain:type_name -> crossfade.handoff.v1.EndDrainRequest
+	50,  // 63: crossfade.handoff.v1.ControlRequest.stop:type_name -> crossfade.handoff.v1.StopRequest
+	51,  // 64: crossfade.handoff.v1.ControlRequest.check:type_name -> crossfade.handoff.v1.CheckRequest
+	62,  // 65: crossfade.handoff.v1.UpgradeRequest.timeout:type_name -> google.protobuf.Duration
+	13,  // 66: crossfade.handoff.v1.CheckRequest.successor:type_name -> crossfade.handoff.v1.Process
+	62,  // 67: crossfade.handoff.v1.CheckRequest.probation:type_name -> google.protobuf.Duration
+	1,   // 68: crossfade.handoff.v1.CheckRequest.at_probation_end:type_name -> crossfade.handoff.v1.ProbationEnd
+	53,  // 69: crossfade.handoff.v1.ControlResponse.status:type_name -> crossfade.handoff.v1.StatusReply
+	58,  // 70: crossfade.handoff.v1.ControlResponse.event:type_name -> crossfade.handoff.v1.Event
+	60,  // 71: crossfade.handoff.v1.ControlResponse.outcome:type_name -> crossfade.handoff.v1.Outcome
+	61,  // 72: crossfade.handoff.v1.ControlResponse.error:type_name -> crossfade.handoff.v1.Error
+	59,  // 73: crossfade.handoff.v1.ControlResponse.check:type_name -> crossfade.handoff.v1.CheckReply
+	13,  // 74: crossfade.handoff.v1.StatusReply.process:type_name -> crossfade.handoff.v1.Process
+	7,   // 75: crossfade.handoff.v1.StatusReply.state:type_name -> crossfade.handoff.v1.State
+	62,  // 76: crossfade.handoff.v1.StatusReply.since:type_name -> google.protobuf.Duration
+	55,  // 77: crossfade.handoff.v1.StatusReply.attempt:type_name -> crossfade.handoff.v1.Attempt
+	56,  // 78: crossfade.handoff.v1.StatusReply.last_failure:type_name -> crossfade.handoff.v1.Failure
+	41,  // 79: crossfade.handoff.v1.StatusReply.draining:type_name -> crossfade.handoff.v1.Generation
+	57,  // 80: crossfade.handoff.v1.StatusReply.descriptors:type_name -> crossfade.handoff.v1.DescriptorStatus
+	54,  // 81: crossfade.handoff.v1.StatusReply.probation:type_name -> crossfade.handoff.v1.Probation
+	13,  // 82: crossfade.handoff.v1.Probation.predecessor:type_name -> crossfade.handoff.v1.Process
+	62,  // 83: crossfade.handoff.v1.Probation.remaining:type_name -> google.protobuf.Duration
+	1,   // 84: crossfade.handoff.v1.Probation.at_end:type_name -> crossfade.handoff.v1.ProbationEnd
+	13,  // 85: crossfade.handoff.v1.Attempt.successor:type_name -> crossfade.handoff.v1.Process
+	62,  // 86: crossfade.handoff.v1.Attempt.since:type_name -> google.protobuf.Duration
+	62,  // 87: crossfade.handoff.v1.Attempt.remaining:type_name -> google.protobuf.Duration
+	13,  // 88: crossfade.handoff.v1.Failure.successor:type_name -> crossfade.handoff.v1.Process
+	62,  // 89: crossfade.handoff.v1.Failure.ago:type_name -> google.protobuf.Duration
+	3,   // 90: crossfade.handoff.v1.DescriptorStatus.kind:type_name -> crossfade.handoff.v1.Kind
+	8,   // 91: crossfade.handoff.v1.DescriptorStatus.origin:type_name -> crossfade.handoff.v1.Origin
+	13,  // 92: crossfade.handoff.v1.Event.process:type_name -> crossfade.handoff.v1.Process
+	7,   // 93: crossfade.handoff.v1.Event.state:type_name -> crossfade.handoff.v1.State
+	55,  // 94: crossfade.handoff.v1.Event.attempt:type_name -> crossfade.handoff.v1.Attempt
+	56,  // 95: crossfade.handoff.v1.Event.failure:type_name -> crossfade.handoff.v1.Failure
+	16,  // 96: crossfade.handoff.v1.CheckReply.refuse:type_name -> crossfade.handoff.v1.Refuse
+	62,  // 97: crossfade.handoff.v1.CheckReply.ready_timeout:type_name -> google.protobuf.Duration
+	62,  // 98: crossfade.handoff.v1.CheckReply.max_ready_timeout:type_name -> google.protobuf.Duration
+	62,  // 99: crossfade.handoff.v1.CheckReply.commit_timeout:type_name -> google.protobuf.Duration
+	62,  // 100: crossfade.handoff.v1.CheckReply.probation:type_name -> google.protobuf.Duration
+	13,  // 101: crossfade.handoff.v1.Outcome.serving:type_name -> crossfade.handoff.v1.Process
+	7,   // 102: crossfade.handoff.v1.Outcome.state:type_name -> crossfade.handoff.v1.State
+	9,   // 103: crossfade.handoff.v1.Outcome.code:type_name -> crossfade.handoff.v1.OutcomeCode
+	13,  // 104: crossfade.handoff.v1.Outcome.who:type_name -> crossfade.handoff.v1.Process
+	10,  // 105: crossfade.handoff.v1.Error.code:type_name -> crossfade.handoff.v1.ErrorCode
+	106, // [106:106] is the sub-list for method output_type
+	106, // [106:106] is the sub-list for method input_type
+	106, // [106:106] is the sub-list for extension type_name
+	106, // [106:106] is the sub-list for extension extendee
+	0,   // [0:106] is the sub-list for field type_name
 }
 
 func init() { file_crossfade_handoff_v1_handoff_proto_init() }
@@ -5300,8 +5393,8 @@ func file_crossfade_handoff_v1_handoff_proto_init() {
 		(*ServerMessage_Control)(nil),
 	}
 	file_crossfade_handoff_v1_handoff_proto_msgTypes[27].OneofWrappers = []any{}
-	file_crossfade_handoff_v1_handoff_proto_msgTypes[29].OneofWrappers = []any{}
-	file_crossfade_handoff_v1_handoff_proto_msgTypes[30].OneofWrappers = []any{
+	file_crossfade_handoff_v1_handoff_proto_msgTypes[30].OneofWrappers = []any{}
+	file_crossfade_handoff_v1_handoff_proto_msgTypes[31].OneofWrappers = []any{
 		(*ControlRequest_Status)(nil),
 		(*ControlRequest_Watch)(nil),
 		(*ControlRequest_Upgrade)(nil),
@@ -5312,7 +5405,7 @@ func file_crossfade_handoff_v1_handoff_proto_init() {
 		(*ControlRequest_Stop)(nil),
 		(*ControlRequest_Check)(nil),
 	}
-	file_crossfade_handoff_v1_handoff_proto_msgTypes[40].OneofWrappers = []any{
+	file_crossfade_handoff_v1_handoff_proto_msgTypes[41].OneofWrappers = []any{
 		(*ControlResponse_Status)(nil),
 		(*ControlResponse_Event)(nil),
 		(*ControlResponse_Outcome)(nil),
@@ -5325,7 +5418,7 @@ func file_crossfade_handoff_v1_handoff_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_crossfade_handoff_v1_handoff_proto_rawDesc), len(file_crossfade_handoff_v1_handoff_proto_rawDesc)),
 			NumEnums:      11,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
