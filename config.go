@@ -208,6 +208,22 @@ type Config struct {
 	// successor, and the path of a unix socket stays until Stop. Default: Close
 	// takes it out, and the successor does not get it.
 	KeepClosed bool
+	// IgnoreServiceManager leaves systemd, and what it has put into the environment,
+	// alone. Default: New takes that out of the environment, and the Upgrader tells
+	// the manager how the service stands, see the section on systemd of the package
+	// documentation.
+	IgnoreServiceManager bool
+	// FDStore has the manager keep the registry's listeners, packet conns and files
+	// while this process owns and is ready, so that they survive a crash of the only
+	// process, with the clients in their queues. The unit needs
+	// FileDescriptorStoreMax=. From systemd 254 on that is enough, and turns this on
+	// by itself.
+	FDStore bool
+	// Watchdog is asked whether this process works, twice within WatchdogSec= of the
+	// unit, until Exit. With an error, and as long as it does not return, the
+	// manager hears no sign of life, and does what the unit says for that. ctx ends
+	// with the time that it may take. Default: this process works as long as it runs.
+	Watchdog func(ctx context.Context) error
 	// OnEvent gets every change of this process's state, and what it is due to,
 	// one at a time and in their order, in a goroutine of its own: it may block
 	// and call any method. The first may come before New has returned. What has

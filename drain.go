@@ -106,12 +106,13 @@ func (u *Upgrader) drainDeadline() time.Time {
 // mustDrain reports whether a process that exits because of err was replaced.
 func mustDrain(err error) bool { return errors.Is(err, ErrRetired) || errors.Is(err, ErrRolledBack) }
 
-// watchDrain lasts as long as the process, which was replaced: it tells the
-// successor what is still open, and enforces DrainTimeout.
-func (u *Upgrader) watchDrain() {
+// watchDrain lasts as long as the process, which is out: it tells the successor and
+// the service manager what is still open. In one that was replaced it enforces
+// DrainTimeout.
+func (u *Upgrader) watchDrain(enforced bool) {
 	deadline := u.drainDeadline()
 	var overstayed <-chan time.Time
-	if !deadline.IsZero() {
+	if enforced && !deadline.IsZero() {
 		// Not a sum of durations, which would overflow for one that is meant as
 		// "for ever".
 		timer := time.NewTimer(time.Until(deadline.Add(drainGrace)))
@@ -130,6 +131,9 @@ func (u *Upgrader) watchDrain() {
 			u.overstay()
 			overstayed = nil // the program goes on
 		case <-next:
+		case <-u.parked:
+			stop()
+			return
 		}
 	}
 }
@@ -140,6 +144,7 @@ type drainReport struct {
 	deadline time.Time
 	last     int  // how many connections it was told of, -1 for none yet
 	said     bool // it was told the deadline
+	deaf     bool // it cannot be told any more
 }
 
 // tell counts the connections that are still open and tells the successor if the
@@ -155,11 +160,13 @@ func (r *drainReport) tell() (next <-chan time.Time, stop func() bool) {
 		r.u.log.Debug("the connections that are still open cannot be counted", "err", err)
 		n = r.last // as far as anybody knows
 	}
-	if n != r.last || !r.said && !r.deadline.IsZero() {
-		if !r.u.server.Draining(n, r.deadline) {
-			return nil, stop
-		}
-		r.last, r.said = n, true
+	if !r.deaf && (n != r.last || !r.said && !r.deadline.IsZero()) {
+		r.deaf = !r.u.server.Draining(n, r.deadline)
+		r.said = true
+	}
+	r.last = n
+	if watched := r.u.unit.Draining(n, r.deadline); r.deaf && !watched {
+		return nil, stop
 	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil, stop

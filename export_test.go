@@ -7,6 +7,9 @@ import (
 	"github.com/crossfade-go/crossfade/handoff"
 )
 
+// SetSameUnit says which processes are in this one's unit.
+func SetSameUnit(f func(pid int) (bool, error)) { sameUnit = f }
+
 // MaxHanded is how many connections may wait for Accept of HandedOver.
 const MaxHanded = maxHanded
 

@@ -61,8 +61,12 @@ type Fds struct {
 	// listened on, by which its connections are known when they are all that is
 	// left.
 	listened map[scm.Identity]bool
-	out      error  // why nothing can change any more
-	states   states // see state.go
+	// inherited are the names under which something has come, from a predecessor or
+	// from the service manager.
+	inherited map[string]bool
+	changed   func() // called whenever stored may say something else, or nil
+	out       error  // why nothing can change any more
+	states    states // see state.go
 }
 
 // entry is one descriptor.
@@ -71,6 +75,7 @@ type entry struct {
 	origin    handoff.Origin
 	offeredID uint64 // the predecessor's number for it
 	late      bool   // came in a last page: claimable until Settled
+	activated bool   // the service manager has passed it
 	listener  *pausable.Listener
 	packets   pausable.PacketConn
 }
@@ -79,7 +84,7 @@ func newFds(c *Config, accepted func(net.Conn)) *Fds {
 	return &Fds{
 		log: c.Logger, limit: c.CommitTimeout, keep: c.KeepClosed, accepted: accepted,
 		byID: make(map[uint64]*entry), byName: make(map[string]*entry), opening: make(map[string]bool),
-		listened: make(map[scm.Identity]bool),
+		listened: make(map[scm.Identity]bool), inherited: make(map[string]bool),
 	}
 }
 
@@ -251,15 +256,22 @@ func checkName(name string) error {
 	return nil
 }
 
-// claim returns the inherited descriptor of that name and kind, if fits, which
-// may be nil, wants it. ErrNotInherited says that there is none.
-func (f *Fds) claim(name string, kind handoff.Kind, fits func(*entry) bool) (*entry, error) {
+// claim returns the inherited descriptor of that name and kind, if it is what want,
+// which may be nil, means. ErrNotInherited says that there is none.
+func (f *Fds) claim(name string, kind handoff.Kind, want *target) (*entry, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
 	f.mu.Lock() // claiming changes nothing that is handed over, so it need not wait
 	defer f.mu.Unlock()
 	e := f.byName[name]
+	if want != nil && (e == nil || e.activated && e.origin == handoff.OriginUnclaimed) {
+		if passed := f.activatedLocked(name, kind, want); passed != nil {
+			f.renameLocked(passed, name)
+			passed.Network = want.network // what the program calls it, and its successors will
+			e = passed
+		}
+	}
 	switch {
 	case f.out != nil:
 		return nil, fmt.Errorf("%q: the registry is closed: %w", name, f.out)
@@ -271,13 +283,14 @@ func (f *Fds) claim(name string, kind handoff.Kind, fits func(*entry) bool) (*en
 		return nil, fmt.Errorf("%q: %w: %s %s %s", name, ErrNameTaken, e.Kind, e.Network, e.Address)
 	case e.Kind != kind:
 		return nil, fmt.Errorf("%q was inherited as a %s, not a %s: %w", name, e.Kind, kind, ErrNotInherited)
-	case fits != nil && !fits(e):
+	case want != nil && !want.matches(e):
 		return nil, fmt.Errorf("%q was inherited as %s %s: %w", name, e.Network, e.Address, ErrNotInherited)
 	}
 	if err := f.wrapLocked(e); err != nil {
 		return nil, fmt.Errorf("%q: %w", name, err)
 	}
 	e.origin = handoff.OriginInherited
+	f.changedLocked()
 	return e, nil
 }
 
@@ -367,6 +380,7 @@ func (f *Fds) insert(ctx context.Context, d handoff.Descriptor) (e *entry, err e
 	}
 	f.byID[d.ID] = e
 	f.byName[d.Name] = e // old, if there is one, stays unclaimed without its name
+	f.changedLocked()
 	return e, nil
 }
 
@@ -544,6 +558,7 @@ func (f *Fds) dropLocked(e *entry) {
 	if f.byName[e.Name] == e {
 		delete(f.byName, e.Name)
 	}
+	f.changedLocked()
 	if f.offered != nil {
 		f.kept = append(f.kept, e.FD)
 		return

@@ -56,6 +56,9 @@ func (u *Upgrader) listener(ctx context.Context, r request, open func(context.Co
 		}
 	}
 	if u.cfg.Disabled {
+		if e, err := u.findActivated(ctx, r); err == nil {
+			return e.listener, nil
+		}
 		return open(ctx)
 	}
 	e, err := u.find(ctx, r, func(ctx context.Context) (handoff.Descriptor, error) {
@@ -102,6 +105,9 @@ func (u *Upgrader) packetConn(ctx context.Context, r request, open func(context.
 		}
 	}
 	if u.cfg.Disabled {
+		if e, err := u.findActivated(ctx, r); err == nil {
+			return e.packets, nil
+		}
 		return open(ctx)
 	}
 	e, err := u.find(ctx, r, func(ctx context.Context) (handoff.Descriptor, error) {
@@ -168,7 +174,7 @@ func (u *Upgrader) find(ctx context.Context, r request, open func(context.Contex
 		return nil, err
 	}
 	defer u.fds.unreserve(r.name)
-	e, err := u.fds.claim(r.name, r.kind, want.matches)
+	e, err := u.fds.claim(r.name, r.kind, &want)
 	if !errors.Is(err, ErrNotInherited) {
 		return e, err
 	}
@@ -182,6 +188,15 @@ func (u *Upgrader) find(ctx context.Context, r request, open func(context.Contex
 		u.fds.unlink(&entry{Descriptor: d})
 	}
 	return e, err
+}
+
+// findActivated claims what the service manager has passed for the request.
+func (u *Upgrader) findActivated(ctx context.Context, r request) (*entry, error) {
+	want, err := resolve(ctx, r.network, r.address)
+	if err != nil {
+		return nil, err
+	}
+	return u.fds.claim(r.name, r.kind, &want)
 }
 
 // takeApart takes the descriptor out of what was just opened and closes the
@@ -280,7 +295,7 @@ type target struct {
 // matches reports whether an inherited socket is what the target means.
 func (t target) matches(e *entry) bool {
 	if t.path != "" {
-		return e.Network == t.network && e.UnixPath != nil && e.UnixPath.Path == t.path
+		return e.Network == t.network && e.path() == t.path
 	}
 	have, err := netip.ParseAddrPort(e.Address)
 	if err != nil || baseNetwork(e.Network) != baseNetwork(t.network) || t.port != 0 && int(have.Port()) != t.port {
@@ -290,9 +305,36 @@ func (t target) matches(e *entry) bool {
 		// It means different sockets in different networks: "tcp" on [::] takes
 		// IPv4 too, "tcp6" does not. In one network all ways to write it mean
 		// the same: package net opens [::] for "tcp" and 0.0.0.0.
-		return t.any && e.Network == t.network
+		return t.any && (e.Network == t.network || e.activated && t.family(have.Addr()))
 	}
 	return slices.Contains(t.ips, have.Addr().Unmap())
+}
+
+// definite reports whether the target means one address only.
+func (t target) definite() bool { return t.path != "" || t.port != 0 }
+
+// family reports whether the target's network has addresses like this one.
+func (t target) family(addr netip.Addr) bool {
+	switch t.network[len(t.network)-1] {
+	case '4':
+		return addr.Is4()
+	case '6':
+		return addr.Is6()
+	default:
+		return true
+	}
+}
+
+// path is the file that clients of a unix socket dial, "" of any other.
+func (e *entry) path() string {
+	switch {
+	case e.UnixPath != nil:
+		return e.UnixPath.Path
+	case strings.HasPrefix(e.Network, "unix"):
+		return e.Address // of one that somebody else unlinks
+	default:
+		return ""
+	}
 }
 
 // resolve finds out what the program's address means.

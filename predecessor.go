@@ -93,15 +93,17 @@ func (s service) Resume() {
 	s.u.accept()
 }
 
-func (s service) Retire() {
+func (s service) Relieve(successor handoff.Process) *handoff.ServiceManager {
 	s.u.letGo(ErrRetired, true)
-	s.u.finish(ErrRetired)
+	return s.u.unit.Relieve(successor)
 }
+
+func (s service) Retire() { s.u.finish(ErrRetired) }
 
 func (s service) EndDrain() { s.u.endDrainOnce.Do(func() { close(s.u.endDrain) }) }
 
 func (s service) Warnings() []string {
-	warnings := s.u.older.Warnings()
+	warnings := append(s.u.older.Warnings(), s.u.unit.Warnings()...)
 	if w := s.u.exclusive.Warning(); w != "" {
 		warnings = append(warnings, w)
 	}

@@ -98,7 +98,11 @@ type serviceSpec struct {
 	KeepAlive         *net.KeepAliveConfig // of the ListenConfig
 	Refuse            string               // AcceptSuccessor's error, if not empty
 	Command           *commandSpec         // nil: the same again
-	DefaultCommand    bool                 // Config.Command is not set at all
+	FDStore           bool
+	IgnoreManager     bool // Config.IgnoreServiceManager
+	Watchdog          bool // Config.Watchdog reports "watchdog", and fails after the command "sicken"
+	Park              bool // when it has drained it calls Park, until the command "quit"
+	DefaultCommand    bool // Config.Command is not set at all
 
 	Sockets []socketSpec // what it opens between New and Ready
 	Ready   bool         // it calls Ready by itself; else the command "ready" does
@@ -385,6 +389,12 @@ func (d *desk) run(cmd *exec.Cmd) *process {
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
+	return d.adopt(cmd)
+}
+
+// adopt waits for what a started command has to say.
+func (d *desk) adopt(cmd *exec.Cmd) *process {
+	d.t.Helper()
 	reaped := make(chan struct{})
 	d.wg.Go(func() {
 		_ = cmd.Wait() // the state says it all
@@ -910,6 +920,7 @@ type service struct {
 	exclusive  *exclusive      // nil without one
 	ctx        context.Context // ends when the process is about to exit
 	quit       chan struct{}   // closed by the command "quit"
+	sick       atomic.Bool     // the watchdog's answer
 	commands   sync.WaitGroup
 	conns      sync.WaitGroup
 
@@ -1017,6 +1028,10 @@ var serviceCommands = map[string]func(s *service, value json.RawMessage) (any, e
 		}
 		return done, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 	},
+	"sicken": func(s *service, _ json.RawMessage) (any, error) {
+		s.sick.Store(true)
+		return done, nil
+	},
 	"quit": func(s *service, _ json.RawMessage) (any, error) {
 		close(s.quit)
 		return done, nil
@@ -1119,6 +1134,9 @@ func runService() {
 	}
 	s.mu.Unlock()
 	s.drain()
+	if s.spec.Park {
+		s.park()
+	}
 	s.upg.Stop()
 	cancel()
 	s.commands.Wait()
@@ -1150,6 +1168,18 @@ func (s *service) drain() {
 	}
 }
 
+// park stays until the command "quit".
+func (s *service) park() {
+	s.emit("parking", nil, nil)
+	ctx, cancel := context.WithCancel(s.ctx)
+	go func() {
+		<-s.quit
+		cancel()
+	}()
+	crossfade.Park(ctx)
+	s.emit("unparked", nil, nil)
+}
+
 func (s *service) limit() {
 	if n := s.spec.NoFile; n != 0 {
 		check(setNoFile(n))
@@ -1169,10 +1199,20 @@ func (s *service) config() *crossfade.Config {
 		Probation: spec.Probation, MaxProbation: spec.MaxProbation, AtProbationEnd: spec.AtProbationEnd,
 		MaxDraining: spec.MaxDraining, KillOverdue: spec.KillOverdue,
 		RequireAllClaimed: spec.RequireAllClaimed, PIDFile: spec.PIDFile, Disabled: spec.Disabled,
+		FDStore: spec.FDStore, IgnoreServiceManager: spec.IgnoreManager,
 		Logger: slog.New(slog.NewTextHandler(writerFunc(s.log), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if spec.KeepAlive != nil {
 		cfg.ListenConfig = &net.ListenConfig{KeepAliveConfig: *spec.KeepAlive}
+	}
+	if spec.Watchdog {
+		cfg.Watchdog = func(context.Context) error {
+			s.emit("watchdog", nil, nil)
+			if s.sick.Load() {
+				return errors.New("this process is sick")
+			}
+			return nil
+		}
 	}
 	if spec.OnDrainTimeout {
 		cfg.OnDrainTimeout = func() { s.emit("overstay", nil, nil) }

@@ -251,12 +251,17 @@ func (f *Fds) receiveLocked(d handoff.Descriptor, late bool) error {
 		return err
 	}
 	old := f.byName[d.Name]
+	if old != nil && old.activated && old.origin == handoff.OriginUnclaimed {
+		f.dropLocked(old)
+		old = nil
+	}
 	if _, isState := f.states.received[d.Name]; (old != nil || isState) && !late {
 		return errors.New("the manifest has the name twice")
 	}
 	if d.Kind == handoff.KindState {
 		return f.receiveStateLocked(d, late)
 	}
+	f.inherited[d.Name] = true
 	f.lastID++
 	e := &entry{Descriptor: d, origin: handoff.OriginUnclaimed, offeredID: d.ID, late: late}
 	e.ID = f.lastID
@@ -304,7 +309,7 @@ func (f *Fds) unclaimed() []handoff.Descriptor {
 	defer f.mu.Unlock()
 	var ds []handoff.Descriptor
 	for _, e := range f.sortedLocked() {
-		if e.origin == handoff.OriginUnclaimed && !e.late {
+		if e.origin == handoff.OriginUnclaimed && !e.late && !e.activated {
 			d := e.Descriptor
 			d.ID = e.offeredID
 			ds = append(ds, d)

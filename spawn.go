@@ -43,8 +43,16 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 }
 
 // upgrade returns when the successor owns; with settled, when this process has
-// decided to retire.
+// decided to retire. The service manager takes it for a reload.
 func (u *Upgrader) upgrade(ctx context.Context, settled bool) error {
+	ended := u.unit.Reloading()
+	err := u.replace(ctx, settled)
+	ended(err)
+	return err
+}
+
+// replace is upgrade without the service manager.
+func (u *Upgrader) replace(ctx context.Context, settled bool) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -106,7 +114,7 @@ func (u *Upgrader) start(ctx context.Context, theirs *os.File) (*child, error) {
 		environ = os.Environ()
 	}
 	cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
-	cmd.Env = childEnviron(environ, u.cfg, rand.Text(), 2+len(cmd.ExtraFiles))
+	cmd.Env = append(childEnviron(environ, u.cfg, rand.Text(), 2+len(cmd.ExtraFiles)), u.unit.Environ()...)
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}

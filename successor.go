@@ -142,6 +142,7 @@ func sameFile(path string, claim *rendezvous.Claim) bool {
 // takeOver receives the owner's offer. On an error nothing that came remains.
 func (u *Upgrader) takeOver(ctx context.Context, conn *scm.Conn, waitUntil time.Time) error {
 	u.older.Trust(conn)
+	u.peer = peerPID(conn)
 	taking, err := handoff.Connect(ctx, conn, &handoff.SuccessorConfig{
 		Process: u.cfg.process(), Force: u.env.force, Receiver: receiver{u},
 		Probation: u.wantedProbation(), AtProbationEnd: u.cfg.AtProbationEnd,
@@ -247,6 +248,7 @@ func (r receiver) Own(generation uint64, probation *handoff.Probation) {
 	r.u.serveControl()
 	r.u.writePIDFile()
 	r.u.accept()
+	r.u.unit.Ready()
 	r.u.log.Info("this process owns the service", "generation", generation)
 }
 
@@ -275,6 +277,8 @@ func (r receiver) Draining(connections int, deadline time.Time) {
 	r.u.older.Told(connections, deadline)
 }
 
+func (r receiver) ServiceManager(m handoff.ServiceManager) { r.u.unit.Given(m) }
+
 func (r receiver) Connection(c *handoff.Connection) (answered func(taken bool), err error) {
 	if state := r.u.server.State(); state == handoff.StateDraining || state == handoff.StateOut {
 		_ = c.FD.Close()
@@ -285,6 +289,7 @@ func (r receiver) Connection(c *handoff.Connection) (answered func(taken bool), 
 
 func (r receiver) Gone() {
 	r.u.older.Left()
+	r.u.unit.Gone()
 	r.u.markGone()
 }
 
@@ -292,7 +297,9 @@ func (r receiver) Fail(err error) {
 	if errors.Is(err, ErrRolledBack) && isClosed(r.u.stopping) {
 		err = fmt.Errorf("%w: the predecessor has the service again", ErrStopped)
 	}
-	r.u.end(r.u.server.Stop(), err) // an heir that gives up leaves nobody behind
+	owned := r.u.server.Stop() // an heir that gives up leaves nobody behind
+	r.u.unit.Leave()
+	r.u.end(owned, err)
 	r.u.finish(err)
 	close(r.u.failed)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/crossfade-go/crossfade/internal/mailbox"
 	"github.com/crossfade-go/crossfade/internal/pidfile"
 	"github.com/crossfade-go/crossfade/internal/rendezvous"
+	"github.com/crossfade-go/crossfade/internal/unit"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -51,9 +52,11 @@ type Upgrader struct {
 	older     *generations.List
 	server    *handoff.Server
 	exclusive *exclusive.Resource
+	unit      *unit.Member
 	taking    *handoff.Taking // nil in a first process; set by New
 
 	dialled bool // the owner was reached by Config.Socket; set by New
+	peer    int  // the predecessor's pid, as the kernel says, 0 if it does not; set by New
 
 	mu        sync.Mutex
 	claim     *rendezvous.Claim // of the control path, nil without one
@@ -73,16 +76,18 @@ type Upgrader struct {
 	endDrain chan struct{} // closed when the successor wants the drain to end
 	failed   chan struct{} // closed when this process was a successor and no longer is
 	stopping chan struct{} // closed when Stop has begun
+	parked   chan struct{} // closed when this process stays although it is out
 
-	exitOnce, settledOnce, goneOnce, endDrainOnce sync.Once
+	exitOnce, settledOnce, goneOnce, endDrainOnce, parkOnce sync.Once
 }
 
 // New reaches the owner of the control path and receives what it offers, or
 // becomes the first process. ctx bounds New only. cfg may be nil.
 //
-// It takes the variables CROSSFADE_* out of the environment. An inherited
-// connection (CROSSFADE_FD, see Upgrade) comes before Config.Socket, that
-// before CROSSFADE_SOCKET.
+// It takes the variables CROSSFADE_* out of the environment, and those of systemd
+// unless Config.IgnoreServiceManager says otherwise. An inherited connection
+// (CROSSFADE_FD, see Upgrade) comes before Config.Socket, that before
+// CROSSFADE_SOCKET.
 //
 // Errors: ErrOwnerUnknown and those of the owner's refusal (ErrBusy, ErrDraining,
 // ErrPolicy, ErrDenied, ErrIncompatible, ErrStopping), ErrTimeout if it is
@@ -101,6 +106,11 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	if err != nil {
 		return nil, env.abandon(err)
 	}
+	manager, err := takeManager(cfg)
+	if err != nil {
+		return nil, env.abandon(err)
+	}
+	defer manager.Close() // what the registry has not taken
 	explicit := cfg != nil && cfg.Socket != ""
 	c, err := cfg.populate(env)
 	if err != nil {
@@ -116,7 +126,10 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		endDrain: make(chan struct{}),
 		failed:   make(chan struct{}),
 		stopping: make(chan struct{}),
+		parked:   make(chan struct{}),
 	}
+	u.unit = u.newMember()
+	u.fds.changed = u.unit.Changed
 	u.exclusive = exclusive.New(c.Suspend, c.Resume, c.CommitTimeout, c.Logger, u.exit)
 	u.server = handoff.NewServer(&handoff.ServerConfig{
 		Process:  c.process(),
@@ -130,6 +143,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		Authorize: c.Authorize,
 		Accept:    c.AcceptSuccessor,
 		OnEvent:   mailbox.New(c.OnEvent).Post,
+		OnChange:  u.unit.Changed,
 		Log:       c.Logger,
 	})
 	u.older = generations.New(generations.Config{
@@ -157,6 +171,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		u.older.Close()
 		return nil, err
 	}
+	u.joinUnit(manager)
 	return u, nil
 }
 
@@ -187,9 +202,10 @@ func (u *Upgrader) HasPredecessor() bool { return u.taking != nil }
 // Progress tells the owner, and whoever asks it for its status, that this
 // process is still initialising: status is one line of at most 1000 bytes,
 // extend is how much longer it needs from now on, capped by the owner's
-// MaxReadyTimeout; zero leaves the deadline alone. Without a predecessor, and
-// after Ready, it does nothing.
+// MaxReadyTimeout; zero leaves the deadline alone. The service manager gets both
+// too, if this is the main process of its unit. After Ready it does nothing.
 func (u *Upgrader) Progress(status string, extend time.Duration) {
+	u.unit.Progress(status, extend)
 	if u.taking != nil {
 		u.taking.Progress(status, extend)
 	}
@@ -214,6 +230,7 @@ func (u *Upgrader) Ready(ctx context.Context) error {
 
 func (u *Upgrader) ready(ctx context.Context) error {
 	if u.cfg.Disabled {
+		u.unit.Ready()
 		return nil
 	}
 	if u.taking == nil {
@@ -222,8 +239,10 @@ func (u *Upgrader) ready(ctx context.Context) error {
 			return u.Err()
 		default:
 		}
+		u.closeUnclaimed()
 		u.writePIDFile()
 		u.server.SetReady()
+		u.unit.Ready()
 		return nil
 	}
 	unclaimed, err := u.checkReady()
@@ -417,6 +436,7 @@ func (u *Upgrader) stop() {
 	defer u.finish(ErrStopped)
 	if u.cfg.Disabled {
 		u.server.Stop()
+		u.unit.Stop()
 		return
 	}
 	if u.taking != nil {
@@ -424,6 +444,7 @@ func (u *Upgrader) stop() {
 		u.giveBack()
 	}
 	owned := u.server.Stop()
+	u.unit.Stop() // not before: a successor in the same unit may have got the part
 	u.end(owned && u.server.Settled(), ErrStopped)
 	u.server.Finish()
 	if u.taking != nil && u.server.State() != handoff.StateDraining {
@@ -515,8 +536,13 @@ func (u *Upgrader) finish(err error) {
 		u.err, u.exitAt = err, time.Now()
 		u.mu.Unlock()
 		close(u.exit)
-		if mustDrain(err) {
-			go u.watchDrain() // as long as the process lasts
+		u.unit.Changed()
+		enforced := mustDrain(err)
+		if enforced {
+			whenParked(u.park)
+		}
+		if enforced || u.unit.Speaks() {
+			go u.watchDrain(enforced) // as long as the process lasts
 		}
 	})
 }

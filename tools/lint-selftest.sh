@@ -50,6 +50,10 @@ internal/pidfile/x.go         golang.org/x/sys/unix                             
 internal/statefile/x.go       M/handoff                                         denied
 internal/statefile/x.go       golang.org/x/sys/unix                             allowed
 internal/statefile/x.go       M/scm                                             allowed
+internal/unit/x.go            golang.org/x/sys/unix                             denied
+internal/unit/x.go            M/internal/rendezvous                             denied
+internal/unit/x.go            M/handoff                                         allowed
+internal/unit/x.go            M/systemd                                         allowed
 internal/generations/x.go     golang.org/x/sys/unix                             denied
 internal/generations/x.go     M/handoff                                         allowed
 internal/generations/x.go     M/scm                                             allowed

@@ -171,5 +171,9 @@ func (p Place) lockPath() string { return p.Path + lockSuffix }
 
 func (p Place) tempPath() string { return p.Path + tempSuffix }
 
+// PathOf returns the path at which a socket is that was bound to this name by [Open]
+// or [Find], and false if neither has bound it.
+func PathOf(bound string) (path string, ok bool) { return strings.CutSuffix(bound, boundSuffix) }
+
 // boundPath is the name that is given to bind(2).
 func (p Place) boundPath() string { return p.Path + boundSuffix }
