@@ -1,10 +1,9 @@
 package crossfade_test
 
 import (
-	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -12,11 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/handoff"
 	"github.com/crossfade-go/crossfade/internal/fakemanager"
 	"github.com/crossfade-go/crossfade/scm"
 	"github.com/crossfade-go/crossfade/systemd"
@@ -108,12 +107,15 @@ func awaitUnitStatus(m *fakemanager.Manager, parts ...string) string {
 }
 
 // awaitAll waits until the manager has heard each of these lines from the process,
-// in whatever order.
+// in whatever order. One that begins with ~ is a part of a status.
 func awaitAll(m *fakemanager.Manager, p *process, lines ...string) {
 	for len(lines) > 0 {
 		msg := m.Next()
 		if msg.Heard && msg.PID == p.pid {
-			lines = slices.DeleteFunc(lines, msg.Has)
+			lines = slices.DeleteFunc(lines, func(line string) bool {
+				part, ok := strings.CutPrefix(line, "~")
+				return msg.Has(line) || ok && strings.Contains(msg.Value("STATUS"), part)
+			})
 		}
 	}
 }
@@ -237,6 +239,552 @@ func TestManagerConfirmsBeforeExit(t *testing.T) {
 	awaitUnitStatus(m, "serving, generation 2")
 }
 
-func newField(name, value string) systemd.State { return systemd.Field(name, value) }
+// What becomes of the attempt is told, and who the main process is does not change.
+func TestManagerAndAFailedUpgrade(t *testing.T) {
+	for name, tt := range map[string]struct {
+		prepare func(*serviceSpec)
+		fail    func(t *testing.T, old, next *process)
+		status  string
+	}{
+		"killed before it is ready": {
+			prepare: func(s *serviceSpec) { s.Ready = false },
+			fail:    func(_ *testing.T, _, next *process) { next.kill() },
+			status:  "upgrade failed: ",
+		},
+		"gives up": {
+			prepare: func(s *serviceSpec) { s.Ready = false },
+			fail:    func(_ *testing.T, _, next *process) { next.do("stop") },
+			status:  "upgrade failed: ",
+		},
+		"killed on probation": {
+			fail: func(t *testing.T, old, next *process) {
+				next.expect("ready")
+				next.kill()
+				old.awaitFailure()
+			},
+			status: "handoff to v2",
+		},
+		"rolls back": {
+			fail: func(t *testing.T, old, next *process) {
+				next.expect("ready")
+				next.do("rollback", 0)
+			},
+			status: "v2 (pid %d) rolled back: ",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t)
+			m := fakemanager.New(t, nil)
+			spec := unitSpec(d)
+			old := d.startedBy(m, spec)
+			address := old.address("web")
+			m.Await("READY=1")
+			second := spec
+			second.BuildVersion, second.Probation = "v2", time.Hour
+			if tt.prepare != nil {
+				tt.prepare(&second)
+			}
+			upgrade := old.begin("upgrade", &commandSpec{Spec: &second})
+			next := d.spawned()
+			next.address("web")
+			tt.fail(t, old, next)
+			upgrade.wait()
+			status := tt.status
+			if strings.Contains(status, "%d") {
+				status = fmt.Sprintf(status, next.pid)
+			}
+			awaitAll(m, old, "RELOADING=1", "READY=1", "~"+status, "~; serving, generation 1, v1")
+			if a := ask(t, "tcp", address); a.PID != old.pid || m.Main() != old.pid {
+				t.Errorf("%d serves and %d is the main process, not %d", a.PID, m.Main(), old.pid)
+			}
+			pid := strconv.Itoa(old.pid)
+			wantSayings(t, m, pid+" READY=1", pid+" RELOADING=1", pid+" READY=1")
+		})
+	}
+}
 
-var _ = []any{bytes.MinRead, io.EOF, net.ErrClosed, syscall.EINVAL, scm.MaxPath}
+// A manager that reloads by itself waits for both words, however short it was.
+func TestManagerIsToldOfEachReload(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, nil)
+	p := d.startedBy(m, unitSpec(d))
+	m.Await("READY=1")
+	if err := p.try("upgrade", &commandSpec{Fails: "there is no such program\nSTOPPING=1"}).Err; err == nil {
+		t.Error("the upgrade has not failed")
+	}
+	awaitAll(m, p, "RELOADING=1", "MONOTONIC_USEC=", "READY=1", "STATUS=upgrade failed: there is no such program STOPPING=1; serving, generation 1, v1")
+	pid := strconv.Itoa(p.pid)
+	wantSayings(t, m, pid+" READY=1", pid+" RELOADING=1", pid+" READY=1")
+}
+
+// Two template units: each has its own main process, and what one says of itself
+// is nothing to the other.
+func TestManagersOfTwoUnits(t *testing.T) {
+	d := newDesk(t)
+	blue, green := fakemanager.New(t, &fakemanager.Config{StoreMax: 8}), fakemanager.New(t, &fakemanager.Config{StoreMax: 8})
+	spec := unitSpec(d)
+	spec.Linger = true
+	old := d.startedBy(blue, spec, environ(unitEnv+"=blue"))
+	blue.Await("READY=1")
+	blue.AwaitStore("web")
+	address := old.address("web")
+	held := connect(t, "tcp", address)
+	held.answer()
+
+	second := spec
+	second.Ready, second.BuildVersion, second.Probation = false, "v2", time.Hour
+	next := d.startedBy(green, second, environ(unitEnv+"=green"))
+	next.address("web")
+	awaitUnitStatus(green, "taking over from v1 (pid "+strconv.Itoa(old.pid)+")")
+	if got := sayings(green); len(got) > 0 {
+		t.Errorf("before it is ready the new one says %q", got)
+	}
+	next.do("ready")
+	green.Await("READY=1")
+	green.AwaitStore("web")
+	awaitUnitStatus(blue, "v2 (pid "+strconv.Itoa(next.pid)+") serves on probation until")
+	if got := blue.Store(); !slices.Equal(got, []string{"web"}) {
+		t.Errorf("on probation the old one has %q in store", got)
+	}
+	next.do("settle")
+	wantExit(t, old, crossfade.ErrRetired)
+	if got := blue.Store(); len(got) > 0 {
+		t.Errorf("a process that is out keeps %q in store", got)
+	}
+	old.do("quit")
+	awaitUnitStatus(blue, "replaced by v2 (pid "+strconv.Itoa(next.pid)+"): draining, 1 connection left")
+	held.Close()
+	if status := old.exitStatus(); status != 0 {
+		t.Errorf("it exits with %d", status)
+	}
+	// Not before: from STOPPING=1 on the manager would count the time, send no
+	// signal when the unit is stopped, and take the end of its patience for a failure.
+	before, after := strconv.Itoa(old.pid)+" READY=1", strconv.Itoa(old.pid)+" STOPPING=1"
+	if got := withoutStore(sayings(blue)); !slices.Equal(got, []string{before, after}) {
+		t.Errorf("the old unit was told %q", got)
+	}
+	if got := withoutStore(sayings(green)); !slices.Equal(got, []string{strconv.Itoa(next.pid) + " READY=1"}) {
+		t.Errorf("the new unit was told %q", got)
+	}
+	next.do("stop")
+	green.Await("STOPPING=1")
+	green.AwaitStore()
+}
+
+func withoutStore(said []string) []string {
+	return slices.DeleteFunc(said, func(s string) bool { return strings.Contains(s, " FDSTORE") })
+}
+
+// The main process dies on probation. A manager that goes by the control group
+// hears the successor, which has been given nothing yet.
+func TestManagerWhenThePredecessorIsKilled(t *testing.T) {
+	t.Run("on probation", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		m := fakemanager.New(t, &fakemanager.Config{Access: fakemanager.All})
+		spec := unitSpec(d)
+		old := d.startedBy(m, spec)
+		m.Await("READY=1")
+		second := spec
+		second.Probation = time.Hour
+		old.do("upgrade", &commandSpec{Spec: &second})
+		next := d.spawned()
+		next.expect("ready")
+		for _, msg := range m.Messages() {
+			if msg.PID == next.pid {
+				t.Errorf("on probation the successor says %v", msg)
+			}
+		}
+		old.kill()
+		awaitAll(m, next, "MAINPID="+strconv.Itoa(next.pid), "READY=1", "STATUS=serving, generation 2, v1")
+	})
+	t.Run("before Commit", func(t *testing.T) {
+		t.Parallel()
+		d := newDesk(t)
+		m := fakemanager.New(t, &fakemanager.Config{Access: fakemanager.All})
+		spec := unitSpec(d)
+		old := d.startedBy(m, spec)
+		m.Await("READY=1")
+		second := spec
+		second.Ready = false
+		old.begin("upgrade", &commandSpec{Spec: &second})
+		heir := d.spawned()
+		heir.address("web")
+		old.kill()
+		awaitAll(m, heir, "MAINPID="+strconv.Itoa(heir.pid), "STATUS=the predecessor has died: taking its place")
+		heir.do("ready")
+		awaitAll(m, heir, "READY=1", "STATUS=serving, generation 2, v1")
+	})
+}
+
+// Whatever the manager does, the service goes on, and the handoff too.
+func TestManagerThatDoesNotListen(t *testing.T) {
+	for name, tt := range map[string]struct {
+		cfg    fakemanager.Config
+		breaks func(*fakemanager.Manager)
+	}{
+		"gone":               {breaks: (*fakemanager.Manager).Down},
+		"hangs":              {breaks: (*fakemanager.Manager).Pause},
+		"answers no barrier": {cfg: fakemanager.Config{HoldBarriers: true}, breaks: func(*fakemanager.Manager) {}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t)
+			m := fakemanager.New(t, &tt.cfg)
+			spec := unitSpec(d)
+			spec.FDStore = true
+			old := d.startedBy(m, spec)
+			address := old.address("web")
+			m.Await("READY=1")
+			tt.breaks(m)
+			clients := startLoad(t, "tcp", address, 2)
+			next := d.launch(spec)
+			next.expect("ready")
+			clients.servedBy(next)
+			wantExit(t, old, crossfade.ErrRetired)
+			old.awaitLog("trouble with the service manager", "has not confirmed pid "+strconv.Itoa(next.pid))
+			clients.stop()
+			next.do("stop")
+		})
+	}
+}
+
+// What the manager cannot be told in time it is told when it is back.
+func TestManagerThatComesBack(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, nil)
+	spec := unitSpec(d)
+	spec.Ready = false
+	p := d.startedBy(m, spec)
+	awaitUnitStatus(m, "starting")
+	m.Down()
+	p.do("ready")
+	p.awaitLog("trouble with the service manager", "cannot be told")
+	if w := p.status().Warnings; len(w) != 1 || !strings.Contains(w[0], "cannot be told how this service stands") {
+		t.Errorf("the warnings are %q", w)
+	}
+	m.Up()
+	m.Await("READY=1", "STATUS=serving, generation 1, v1")
+}
+
+// A drain that is bounded gets the time that it may take, and one that is not as
+// long as it gets on.
+func TestManagerGrantsADrainItsTime(t *testing.T) {
+	for name, tt := range map[string]struct {
+		limit  time.Duration
+		status string
+	}{
+		"with a limit":    {time.Hour, "stopping: draining, 2 connections left, at most until"},
+		"without a limit": {0, "stopping: draining, 2 connections left"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t)
+			m := fakemanager.New(t, nil)
+			spec := unitSpec(d)
+			spec.DrainTimeout = tt.limit
+			p := d.startedBy(m, spec)
+			address := p.address("web")
+			m.Await("READY=1")
+			first, second := connect(t, "tcp", address), connect(t, "tcp", address)
+			first.answer()
+			second.answer()
+			p.do("stop")
+			awaitAll(m, p, "STOPPING=1", "EXTEND_TIMEOUT_USEC=30000000", "~"+tt.status)
+			first.Close()
+			if tt.limit == 0 {
+				m.Await("EXTEND_TIMEOUT_USEC=30000000")
+			} else {
+				awaitUnitStatus(m, "1 connection left")
+			}
+			second.Close()
+			wantExit(t, p, crossfade.ErrStopped)
+		})
+	}
+}
+
+// A process whose unit is stopped while it drains says so, and asks for time.
+func TestManagerStopsAProcessThatDrains(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, nil)
+	spec := unitSpec(d)
+	old := d.startedBy(m, spec, environ(unitEnv+"=blue"))
+	held := connect(t, "tcp", old.address("web"))
+	held.answer()
+	next := d.launch(spec)
+	next.expect("ready")
+	awaitAll(m, old, "READY=1", "~draining, 1 connection left")
+	old.do("stop")
+	awaitAll(m, old, "STOPPING=1", "EXTEND_TIMEOUT_USEC=30000000")
+}
+
+func TestManagerAndDisabled(t *testing.T) {
+	d := newDesk(t)
+	ln, address := listenTCP(t)
+	m := fakemanager.New(t, &fakemanager.Config{Sockets: []fakemanager.Socket{{Name: "app.socket", FD: ln}}})
+	p := d.startedBy(m, serviceSpec{Disabled: true, Ready: true, Sockets: []socketSpec{{Name: "web", Network: "tcp", Address: address}}})
+	m.Await("READY=1")
+	if a := ask(t, "tcp", address); a.PID != p.pid {
+		t.Errorf("answered by %+v", a)
+	}
+	p.do("stop")
+	m.Await("STOPPING=1")
+	wantExit(t, p, crossfade.ErrStopped)
+}
+
+func TestManagerIsIgnored(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, nil)
+	spec := unitSpec(d)
+	spec.IgnoreManager = true
+	p := d.startedBy(m, spec)
+	p.expect("ready")
+	if vars := query[[]string](p, "manager variables"); !slices.Equal(vars, []string{"NOTIFY_SOCKET=" + m.Address()}) {
+		t.Errorf("the environment has %q", vars)
+	}
+	if query[bool](p, "speak", "X_A=b") {
+		t.Error("it has a notifier")
+	}
+	p.do("stop")
+	wantExit(t, p, crossfade.ErrStopped)
+	wantSayings(t, m)
+}
+
+func TestManagerHearsOneOfTwoUpgraders(t *testing.T) {
+	m := fakemanager.New(t, nil)
+	cmd := command(t, "two upgraders")
+	m.Start(cmd)
+	defer cmd.Wait()
+	m.Await("READY=1")
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	pid := strconv.Itoa(cmd.Process.Pid)
+	wantSayings(t, m, pid+" READY=1", pid+" STOPPING=1")
+}
+
+func init() {
+	processes["two upgraders"] = func() {
+		first, err := crossfade.New(t0, nil)
+		check(err)
+		second, err := crossfade.New(t0, nil)
+		check(err)
+		check(second.Ready(t0))
+		if second.Notifier() != nil || first.Notifier() == nil {
+			check(fmt.Errorf("the notifiers are %v and %v", first.Notifier(), second.Notifier()))
+		}
+		second.Stop()
+		check(first.Ready(t0))
+		first.Stop()
+	}
+}
+
+var t0 = context.Background()
+
+// The watchdog asks the program until Exit.
+func TestManagerWatchdog(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, &fakemanager.Config{Watchdog: 200 * time.Millisecond})
+	spec := unitSpec(d)
+	spec.Watchdog, spec.Linger = true, true
+	p := d.startedBy(m, spec)
+	p.await("watchdog")
+	m.Await("WATCHDOG=1")
+	p.do("sicken")
+	p.awaitLog("trouble with the service manager", "hears no sign of life: this process is sick")
+	if w := p.status().Warnings; len(w) != 1 || !strings.Contains(w[0], "sick") {
+		t.Errorf("the warnings are %q", w)
+	}
+	p.do("stop")
+	p.await("exit")
+	awaitAll(m, p, "STOPPING=1")
+	m.Await("WATCHDOG=1") // it is not asked any more
+}
+
+// listenTCP opens a listener as a socket unit does.
+func listenTCP(t *testing.T) (*scm.FD, string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", loopback+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	fd, err := scm.DupFD(ln.(*net.TCPListener))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { fd.Close() })
+	return fd, ln.Addr().String()
+}
+
+// The only process is killed. What was in the store comes back with the clients
+// that have come meanwhile.
+func TestManagerKeepsTheSocketsOfAKilledProcess(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, &fakemanager.Config{StoreMax: 8})
+	spec := unitSpec(d)
+	spec.Sockets = append(spec.Sockets,
+		socketSpec{Name: "admin: ä", Network: "unix", Address: d.path("admin")},
+		socketSpec{Name: "packets", Network: "udp", Address: loopback + ":0"},
+		socketSpec{Name: "datagrams", Network: "unixgram", Address: d.path("datagrams")},
+		socketSpec{Name: "old", Network: "tcp", Address: loopback + ":0"})
+	p := d.startedBy(m, spec)
+	addresses := make(map[string]string)
+	for _, s := range spec.Sockets {
+		addresses[s.Name] = p.address(s.Name)
+	}
+	m.AwaitStore("web", "admin%3A %C3%A4", "packets", "datagrams", "old")
+	for range 3 {
+		p.kill()
+		var waiting []session
+		for _, s := range spec.Sockets {
+			if s.Network == "tcp" || s.Network == "unix" {
+				waiting = append(waiting, connect(t, s.Network, addresses[s.Name]))
+			}
+		}
+		again := spec
+		for i := range again.Sockets {
+			again.Sockets[i].Address = addresses[again.Sockets[i].Name]
+		}
+		p = d.startedBy(m, again)
+		p.expect("ready")
+		for _, c := range waiting {
+			if a := c.answer(); a.PID != p.pid {
+				t.Errorf("answered by %+v", a)
+			}
+		}
+		if got := p.status().Descriptors; len(got) != len(spec.Sockets) {
+			t.Errorf("the registry has %+v", got)
+		} else {
+			for _, d := range got {
+				if d.Origin != handoff.OriginInherited {
+					t.Errorf("%q is %v", d.Name, d.Origin)
+				}
+			}
+		}
+		m.AwaitStore("web", "admin%3A %C3%A4", "packets", "datagrams", "old")
+	}
+	// What a later version does not ask for ends, in the store as well.
+	p.kill()
+	last := spec
+	last.Sockets = spec.Sockets[:len(spec.Sockets)-1]
+	p = d.startedBy(m, last)
+	p.expect("ready")
+	m.AwaitStore("web", "admin%3A %C3%A4", "packets", "datagrams")
+	if c, err := net.Dial("tcp", addresses["old"]); err == nil {
+		c.Close()
+		t.Error("what nobody asked for still listens")
+	}
+	p.do("close", "web")
+	p.do("listen", tcpSpec("web"))
+	p.do("listen", tcpSpec("extra"))
+	m.AwaitStore("admin%3A %C3%A4", "packets", "datagrams", "web", "extra")
+	// A successor keeps it up to date.
+	held := query[resources](p, "resources")
+	successor := last
+	successor.Sockets = successor.Sockets[1:]
+	p.do("upgrade", &commandSpec{Spec: &successor})
+	next := d.spawned()
+	next.expect("settled")
+	m.AwaitStore("admin%3A %C3%A4", "packets", "datagrams")
+	_ = held
+	// The owner that stops for good takes everything out, and its paths with it.
+	next.do("stop")
+	m.AwaitStore()
+	if _, err := os.Stat(d.path("admin")); !os.IsNotExist(err) {
+		t.Errorf("the path of a unix listener is still there: %v", err)
+	}
+}
+
+// Sockets of socket units are inherited by their address, whatever their names.
+func TestManagerActivatesByAddress(t *testing.T) {
+	d := newDesk(t)
+	web, webAddress := listenTCP(t)
+	admin, adminAddress := listenTCP(t)
+	unused, unusedAddress := listenTCP(t)
+	local, err := net.Listen("unix", d.path("local"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	localFD, err := scm.DupFD(local.(*net.UnixListener))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer localFD.Close()
+	m := fakemanager.New(t, &fakemanager.Config{StoreMax: 8, Sockets: []fakemanager.Socket{
+		{Name: "app.socket", FD: web}, {Name: "app.socket", FD: admin}, {Name: "unused", FD: unused}, {Name: "crossfade.socket", FD: localFD},
+	}})
+	spec := unitSpec(d)
+	spec.Sockets = []socketSpec{
+		{Name: "app.socket", Network: "tcp", Address: adminAddress},
+		{Name: "web", Network: "tcp", Address: webAddress},
+		{Name: "local", Network: "unix", Address: d.path("local")},
+	}
+	waiting := connect(t, "tcp", webAddress)
+	p := d.startedBy(m, spec)
+	p.expect("ready")
+	if a := waiting.answer(); a.PID != p.pid {
+		t.Errorf("answered by %+v", a)
+	}
+	waiting.Close() // it would keep the process
+	for _, at := range [][2]string{{"tcp", adminAddress}, {"unix", d.path("local")}} {
+		if a := ask(t, at[0], at[1]); a.PID != p.pid {
+			t.Errorf("on %s answered by %+v", at[1], a)
+		}
+	}
+	p.awaitLog("closing what nobody asked for", "name=unused", unusedAddress)
+	// In a unit of its own, with the same socket units: what the predecessor hands
+	// over is the same.
+	before := query[resources](p, "resources")
+	next := d.startedBy(m, spec, environ(unitEnv+"=green"))
+	next.expect("ready")
+	next.expect("gone")
+	for _, d := range next.status().Descriptors {
+		if d.Origin != handoff.OriginInherited {
+			t.Errorf("%q is %v", d.Name, d.Origin)
+		}
+	}
+	if a := ask(t, "unix", d.path("local")); a.PID != next.pid {
+		t.Errorf("answered by %+v", a)
+	}
+	if after := query[resources](next, "resources"); after.Descriptors > before.Descriptors+2 { // the poller of the connection to a predecessor
+		t.Errorf("the first process has %d descriptors open, its successor %d", before.Descriptors, after.Descriptors)
+	}
+	next.do("stop")
+	if _, err := os.Stat(d.path("local")); err != nil {
+		t.Errorf("the path of the manager's own socket: %v", err)
+	}
+}
+
+// A parked process has gone, as far as others can tell, and is not ended.
+func TestPark(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, nil)
+	spec := unitSpec(d)
+	spec.Park, spec.DrainTimeout = true, time.Second
+	old := d.startedBy(m, spec, environ(unitEnv+"=blue"))
+	old.expect("ready")
+	second := spec
+	second.MaxDraining, second.KillOverdue = 1, true
+	next := d.launch(second)
+	next.expect("ready")
+	old.await("parking")
+	next.expect("gone")
+	awaitUnitStatus(m, "replaced by v1 (pid "+strconv.Itoa(next.pid)+"); parked until it is stopped")
+	if got := next.status().Draining; len(got) > 0 {
+		t.Errorf("still there are %v", got)
+	}
+	last := d.launch(spec) // which MaxDraining would not let in
+	last.expect("ready")
+	before := old.happened("unparked")
+	old.do("quit")
+	old.await("unparked")
+	if status := old.exitStatus(); status != 0 || before {
+		t.Errorf("it exits with %d, before it was asked: %v", status, before)
+	}
+	awaitAll(m, old, "STOPPING=1")
+}
+
+func newField(name, value string) systemd.State { return systemd.Field(name, value) }

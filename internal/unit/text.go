@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
@@ -75,7 +76,11 @@ func (m *Member) failed(s *Standing) string {
 	case f == nil:
 		return ""
 	case errors.Is(f.Err, handoff.ErrRolledBack):
-		return describe(f.Successor) + " rolled back: " + short(f.Reason) + "; "
+		reason := f.Reason
+		if _, said, ok := strings.Cut(reason, "rolled back: "); ok { // what it says of itself
+			reason = said
+		}
+		return describe(f.Successor) + " rolled back: " + short(reason) + "; "
 	default:
 		return "handoff to " + describe(f.Successor) + " failed: " + short(f.Reason) + "; "
 	}

@@ -35,7 +35,9 @@ import (
 const (
 	// passLimit bounds the end of a handoff: the naming of the new main process,
 	// and the manager's confirmation.
+	// The last part of it is for what a failure leads to, before the process exits.
 	passLimit = 5 * time.Second
+	passSpare = 500 * time.Millisecond
 
 	// sayLimit is how long the manager may take for one message. What it did not
 	// take is said again after retryAfter.
@@ -547,9 +549,10 @@ func (m *Member) Relieve(successor handoff.Process) *handoff.ServiceManager {
 }
 
 func passing() (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(context.Background(), passLimit,
-		&handoff.TimeoutError{For: "answer of the service manager", Limit: passLimit})
+	return context.WithTimeoutCause(context.Background(), passLimit, errNoAnswer)
 }
+
+var errNoAnswer = &handoff.TimeoutError{For: "answer of the service manager", Limit: passLimit}
 
 // pass makes the successor the main process, if it is in the same unit. Else this
 // one stays the main process of its unit, and what the manager keeps of the
@@ -578,6 +581,11 @@ func (m *Member) pass(ctx context.Context, successor handoff.Process) *handoff.S
 
 // name tells the manager who the main process is, as this one's last message.
 func (m *Member) name(ctx context.Context, successor handoff.Process) {
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, end.Add(-passSpare), errNoAnswer)
+		defer cancel()
+	}
 	m.mu.Lock()
 	m.role = relieved
 	m.hush()
@@ -593,7 +601,7 @@ func (m *Member) name(ctx context.Context, successor handoff.Process) {
 		err = notifier.Barrier(ctx)
 	}
 	if err != nil {
-		m.note("silence", fmt.Errorf("the service manager has not confirmed pid %d as the main process: "+
+		m.note("successor", fmt.Errorf("the service manager has not confirmed pid %d as the main process: "+
 			"it may take the end of this one for the end of the service: %w", successor.PID, err))
 	}
 }
