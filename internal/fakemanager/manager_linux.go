@@ -23,9 +23,9 @@ import (
 type Access int
 
 const (
-	// Main: only the main process is heard. What others say is dropped.
+	// Main is a manager that hears the main process only, and drops what others say.
 	Main Access = iota
-	// All: every process is heard; they all count as processes of the unit.
+	// All is one that hears everybody; they all count as processes of the unit.
 	All
 )
 
@@ -183,12 +183,16 @@ func (m *Manager) Down() {
 	m.mu.Lock()
 	conn := m.conn
 	m.conn = nil
+	m.change()
 	m.mu.Unlock()
 	if conn == nil {
 		return
 	}
 	conn.Close()
 	m.done.Wait()
+	m.mu.Lock()
+	m.reading = false
+	m.mu.Unlock()
 	if !strings.HasPrefix(m.address, "@") {
 		os.Remove(m.address)
 	}
