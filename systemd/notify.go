@@ -172,14 +172,8 @@ const retryEvery = 50 * time.Millisecond
 // deliver waits for a manager that is being started again. It finds its unread
 // messages, but between closing the socket and binding it there is nobody.
 func (n *Notifier) deliver(ctx context.Context, payload []byte, fds []*scm.FD) error {
-	for {
-		err := scm.SendDatagram(ctx, n.address, payload, fds...)
-		switch {
-		case err == nil:
-			return nil
-		case !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist):
-			return fmt.Errorf("notifying the manager at %s: %w", n.address, err)
-		}
+	err := scm.SendDatagram(ctx, n.address, payload, fds...)
+	for errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
 		timer := time.NewTimer(retryEvery)
 		select {
 		case <-timer.C:
@@ -187,5 +181,13 @@ func (n *Notifier) deliver(ctx context.Context, payload []byte, fds []*scm.FD) e
 			timer.Stop()
 			return fmt.Errorf("no manager at %s: %w: %w", n.address, context.Cause(ctx), err)
 		}
+		// That nobody was there says more than that the time was over.
+		if again := scm.SendDatagram(ctx, n.address, payload, fds...); again == nil || ctx.Err() == nil {
+			err = again
+		}
 	}
+	if err != nil {
+		return fmt.Errorf("notifying the manager at %s: %w", n.address, err)
+	}
+	return nil
 }
