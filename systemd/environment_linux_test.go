@@ -32,7 +32,7 @@ type taken struct {
 	Watchdog string
 	FDStore  int
 	Left     []string // variables that are still set
-	Open     []int    // which of the descriptors 3 to 6 are open after Take
+	Open     []int    // which of the descriptors 3 to 6 are sockets or pipes after Take
 	Exec     []int    // which of them would outlive exec(2)
 	Again    int      // how many descriptors a second Take found
 }
@@ -78,12 +78,18 @@ func take() error {
 		}
 	}
 	for fd := 3; fd < 7; fd++ {
-		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
-		// What is close-on-exec after an error is the runtime's own.
-		if errno != 0 || env == nil && flags&syscall.FD_CLOEXEC != 0 || fd-3 >= len(got.Names) && flags&syscall.FD_CLOEXEC != 0 {
-			continue
+		var st syscall.Stat_t
+		if err := syscall.Fstat(fd, &st); err != nil {
+			continue // closed
+		}
+		if mode := st.Mode & syscall.S_IFMT; mode != syscall.S_IFSOCK && mode != syscall.S_IFIFO {
+			continue // the runtime's own, which took a number that was free
 		}
 		got.Open = append(got.Open, fd)
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
+		if errno != 0 {
+			return errno
+		}
 		if flags&syscall.FD_CLOEXEC == 0 {
 			got.Exec = append(got.Exec, fd)
 		}
