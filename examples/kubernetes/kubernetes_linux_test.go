@@ -19,6 +19,7 @@ import (
 
 func TestMain(m *testing.M) {
 	overlap.Tests(8)
+	_ = os.Setenv("CROSSFADE_TRUST_DIRECTORY", "1") // for what the tests ask themselves
 	leak.Main(m, trial.Clean)
 }
 
@@ -32,6 +33,7 @@ type pod struct {
 	hook      []string
 	mountPath string
 	socket    string
+	trust     string
 	probation string // of what is started from now on
 	count     int    // of containers
 }
@@ -41,6 +43,8 @@ func newPod(t *testing.T, isolated bool) *pod {
 	m := readManifest(t)
 	p := &pod{Place: trial.NewPlace(t), t: t, isolated: isolated, command: m.commands[0], hook: m.hooks[0], mountPath: m.mountPaths[0], probation: "1s"}
 	must(t, os.Mkdir(p.Path("volume"), 0o755))
+	must(t, os.Chmod(p.Path("volume"), 0o777)) // as an emptyDir is made
+	p.trust = m.trust[0]
 	p.socket = p.Path("volume", filepath.Base(m.sockets[0]))
 	// All that an image has: the tool, the service and the hook.
 	for _, version := range []string{"v1", "v2", "v3"} {
@@ -137,7 +141,7 @@ func (c *container) environ() []string {
 		socket = filepath.Join(p.mountPath, filepath.Base(p.socket))
 	}
 	return []string{
-		"CROSSFADE_PROBATION=" + p.probation, "APP_VERSION=" + c.version, "CROSSFADE_SOCKET=" + socket, "POSTSTART_TIMEOUT=" + trial.Limit.String(),
+		"CROSSFADE_PROBATION=" + p.probation, "CROSSFADE_TRUST_DIRECTORY=" + p.trust, "APP_VERSION=" + c.version, "CROSSFADE_SOCKET=" + socket, "POSTSTART_TIMEOUT=" + trial.Limit.String(),
 		"IMAGE=" + p.Path("images", c.version), "TOOLS=" + p.Path("bin"), "VOLUME=" + p.Path("volume"), "MOUNT_PATH=" + p.mountPath, "CREATED=" + c.log + ".created",
 	}
 }
@@ -360,6 +364,7 @@ func broken(t *testing.T, isolated bool) {
 // line, which are JSON too.
 type manifest struct {
 	sockets    []string
+	trust      []string // who may write to the directory
 	mountPaths []string
 	commands   [][]string // of the containers
 	hooks      [][]string
@@ -381,8 +386,11 @@ func readManifest(t *testing.T) *manifest {
 		case "name":
 			name = value
 		case "value":
-			if name == "CROSSFADE_SOCKET" {
+			switch name {
+			case "CROSSFADE_SOCKET":
 				m.sockets = append(m.sockets, value)
+			case "CROSSFADE_TRUST_DIRECTORY":
+				m.trust = append(m.trust, strings.Trim(value, `"`))
 			}
 		case "mountPath":
 			m.mountPaths = append(m.mountPaths, value)
@@ -404,8 +412,8 @@ func readManifest(t *testing.T) *manifest {
 // containerDepth is how far the fields of a container are indented.
 const containerDepth = 6
 
-// TestManifest checks that the two containers are alike where they have to be. Whether
-// it is valid Kubernetes is for a cluster to say.
+// TestManifest checks that the two containers are alike where they have to be. That every
+// field exists is a test of examples/sidecar, which knows Kubernetes.
 func TestManifest(t *testing.T) {
 	m := readManifest(t)
 	if len(m.commands) != 2 || !slices.Equal(m.commands[0], m.commands[1]) {
@@ -419,6 +427,9 @@ func TestManifest(t *testing.T) {
 	}
 	if len(m.sockets) != 2 || m.sockets[0] != m.sockets[1] || filepath.Dir(m.sockets[0]) != m.mountPaths[0] {
 		t.Errorf("the sockets are %q, want one path twice, in the volume", m.sockets)
+	}
+	if len(m.trust) != 2 || m.trust[0] != m.trust[1] {
+		t.Errorf("the directory is trusted like %q, want twice alike", m.trust)
 	}
 	if !slices.Contains(m.commands[0], m.sockets[0]) {
 		t.Errorf("%q does not name %s", m.commands[0], m.sockets[0])
