@@ -251,6 +251,8 @@ func TestSkews(t *testing.T) {
 func TestLimits(t *testing.T) {
 	want := map[string]int{
 		"payload of a frame":                             scm.MaxPayload,
+		"payload of a frame before the offer":            number(t, "../handoff/types.go", "maxRequest"),
+		"versions, features in a Hello":                  number(t, "../handoff/types.go", "maxListed"),
 		"descriptors on a frame":                         scm.MaxDescriptors,
 		"descriptors and ids on a manifest page":         number(t, "../handoff/types.go", "maxPageSize"),
 		"pages without PageAck":                          number(t, "../handoff/types.go", "pageWindow"),
@@ -259,8 +261,8 @@ func TestLimits(t *testing.T) {
 		"status in Progress":                             handoff.MaxStatus,
 		"reason":                                         number(t, "../handoff/errors.go", "maxReason"),
 		"older generations in an offer":                  number(t, "../internal/generations/generations.go", "Max"),
-		"connections that a server serves at once":       number(t, "../handoff/server.go", "maxConnections"),
-		"watches among these":                            number(t, "../handoff/server.go", "maxConnections") / 2,
+		"connections that a server serves at once":       number(t, "../handoff/guest.go", "maxConnections"),
+		"watches among these":                            number(t, "../handoff/guest.go", "maxConnections") / 2,
 		"events that a watch may be behind":              number(t, "../handoff/watch.go", "watchQueue"),
 		"instances that a server remembers as cancelled": number(t, "../handoff/command.go", "maxCancelled"),
 		"reason of a ConnectionAck":                      number(t, "../handoff/connection.go", "maxAckReason"),

@@ -19,25 +19,40 @@ import (
 // accept hands each connection to a goroutine of its own, so that nobody is
 // delayed by another.
 func (s *Server) accept(l *scm.Listener) {
-	for {
+	for s.awaitRoom(l) {
 		conn, err := l.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			s.log.Error("accepting on the control socket failed: trying again", "err", err)
+			s.noise.warn(s.log, "accepting on the control socket failed: trying again", "err", err)
 			if !s.pauseAccept(l) {
 				return
 			}
-		case !s.track(conn):
-			_ = conn.Close()
 		default:
-			go func() {
-				defer s.wg.Done()
-				s.handle(conn)
-			}()
+			s.receive(conn)
 		}
 	}
+}
+
+// receive takes ownership of conn.
+func (s *Server) receive(conn *scm.Conn) {
+	peer, err := conn.Peer()
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = nil
+	}
+	g := &guest{link: newLink(conn, 0), peer: peer, since: time.Now()}
+	s.enter(g)
+	go func() {
+		defer s.wg.Done()
+		if err != nil {
+			s.noise.warn(s.log, "a client of the control socket has no credentials", "err", err)
+			g.close() // nobody has been told anything
+			s.leave(g)
+			return
+		}
+		s.serve(g)
+	}()
 }
 
 // pauseAccept waits a moment after an error such as EMFILE, for which there is
@@ -60,58 +75,29 @@ func (s *Server) pauseAccept(l *scm.Listener) bool {
 	}
 }
 
-// track counts a connection that is served, and reports whether it may be.
-func (s *Server) track(conn frames) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.fd == nil || len(s.conns) >= maxConnections {
-		s.noise.warn(s.log, "a connection to the control socket was closed unread", "served", len(s.conns), "limit", maxConnections)
-		return false
-	}
-	s.conns[conn] = struct{}{}
-	s.wg.Add(1)
-	return true
-}
-
-func (s *Server) untrack(conn frames) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.conns, conn)
-}
-
-// handle serves one connection, up to the point where an attempt takes it.
-func (s *Server) handle(conn *scm.Conn) {
-	defer s.untrack(conn)
-	peer, err := conn.Peer()
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		s.noise.warn(s.log, "a client of the control socket has no credentials", "err", err)
-		_ = conn.Close() // nobody has been told anything
-		return
-	}
-	s.serve(conn, peer)
-}
-
-// serve takes ownership of conn and peer, which is nil where the system does
-// not tell.
-func (s *Server) serve(conn frames, peer *scm.Peer) {
-	l := newLink(conn, 0)
-	p, err := s.greet(l, peer)
+// serve serves one guest to the end, or up to the point where an attempt takes it. It
+// takes ownership of its peer.
+func (s *Server) serve(g *guest) {
+	defer s.leave(g)
+	g.limit(maxRequest)
+	p, err := s.greet(g)
 	if err != nil {
-		if !errors.Is(err, errServed) {
-			s.noise.warn(s.log, "a client of the control socket was turned away", "peer", peerName(peer), "err", err)
+		if !errors.Is(err, errServed) && !s.dismissed(g) {
+			s.noise.warn(s.log, "a client of the control socket was turned away", "peer", peerName(g.peer), "err", err)
 		}
-		l.close()
-		closePeer(peer)
+		g.close()
+		closePeer(g.peer)
 		return
 	}
 	if p.process != nil {
-		l.watch(p.process.Exited())
+		g.watch(p.process.Exited())
 	}
-	s.untrack(conn)
+	g.limit(scm.MaxPayload) // an answer to a large offer is large
+	s.leave(g)
 	go func() { // outlives Close: the connection is this process's lease (I2)
 		p.run()
 		p.users.Wait()
-		closePeer(peer)
+		closePeer(g.peer)
 	}()
 }
 
@@ -121,9 +107,9 @@ var errServed = errors.New("served")
 // greet finds out who the client is and what it wants. It returns the attempt
 // of a successor, errServed for a client that got what it came for, and another
 // error for one that was turned away.
-func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
-	if denied := s.allow(peer, AccessRead); denied != nil {
-		s.refuse(l, denied.refusal())
+func (s *Server) greet(g *guest) (*predecessor, error) {
+	if denied := s.allow(g.peer, AccessRead); denied != nil {
+		s.refuse(g.link, denied.refusal())
 		return nil, denied
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), s.limits.Hello,
@@ -131,26 +117,26 @@ func (s *Server) greet(l *link, peer *scm.Peer) (*predecessor, error) {
 	defer cancel()
 	hearing, done := s.hearUntil(ctx, stepHello)
 	defer done()
-	hello, err := readHello(hearing, l)
+	hello, err := readHello(hearing, g.link)
 	if lost(err) || s.hearing.Err() != nil && err != nil {
 		return nil, errServed // a probe that connects and leaves is no news
 	}
 	if err != nil {
 		err = &Error{Side: Predecessor, Step: stepHello, Err: err}
-		s.refuse(l, refusalOf(err))
+		s.refuse(g.link, refusalOf(err))
 		return nil, err
 	}
 	if hello.GetRole() == pb.Role_ROLE_CONTROLLER {
-		if err := s.serveController(ctx, l, peer); err != nil {
+		if err := s.serveController(ctx, g); err != nil {
 			return nil, err
 		}
 		return nil, errServed
 	}
-	if denied := s.allow(peer, AccessChange); denied != nil {
-		s.refuse(l, denied.refusal())
+	if denied := s.allow(g.peer, AccessChange); denied != nil {
+		s.refuse(g.link, denied.refusal())
 		return nil, denied
 	}
-	return s.admit(ctx, l, s.candidate(hello, peer))
+	return s.admit(ctx, g, s.candidate(hello, g.peer))
 }
 
 // hearUntil returns the context in which a message is waited for: until ctx's deadline,
@@ -170,6 +156,8 @@ func readHello(ctx context.Context, l *link) (*pb.Hello, error) {
 	switch {
 	case hello == nil:
 		return nil, unexpected(m, stepHello)
+	case len(hello.GetVersions()) > maxListed || len(hello.GetFeatures()) > maxListed:
+		return nil, protocolError("Hello lists %d versions and %d features, the limit is %d", len(hello.GetVersions()), len(hello.GetFeatures()), maxListed)
 	case !slices.Contains(hello.GetVersions(), Version):
 		return nil, &incompatibleError{theirs: hello.GetVersions()}
 	case hello.GetRole() != pb.Role_ROLE_SUCCESSOR && hello.GetRole() != pb.Role_ROLE_CONTROLLER:
@@ -198,14 +186,14 @@ func (s *Server) candidate(hello *pb.Hello, peer *scm.Peer) Candidate {
 
 // admit begins the candidate's attempt, or refuses it, in which case it keeps
 // the connection open until asking again is worthwhile.
-func (s *Server) admit(ctx context.Context, l *link, who Candidate) (*predecessor, error) {
+func (s *Server) admit(ctx context.Context, g *guest, who Candidate) (*predecessor, error) {
 	refusal, _ := s.refusal()
 	if refusal == nil || passing(refusal.GetCode()) { // a policy is the owner's alone
 		refusal = s.judge(ctx, who)
 	}
 	for refusal == nil {
 		var p *predecessor
-		if p, refusal = s.begin(l, who); p != nil {
+		if p, refusal = s.begin(g.link, who); p != nil {
 			p.process = certain(who)
 			return p, nil
 		}
@@ -213,9 +201,10 @@ func (s *Server) admit(ctx context.Context, l *link, who Candidate) (*predecesso
 			refusal = nil
 		}
 	}
-	s.refuse(l, refusal)
+	s.refuse(g.link, refusal)
 	if passing(refusal.GetCode()) {
-		s.hold(l)
+		s.does(g, waiting)
+		s.hold(g.link)
 		return nil, errServed
 	}
 	return nil, refusedFromWire(refusal)
@@ -291,7 +280,8 @@ func (s *Server) discardUntil(changed <-chan struct{}, l *link) (left bool) {
 
 // serveController answers the one request of a controller. One that has left before it
 // was answered, as a tool does that has seen enough, is no news.
-func (s *Server) serveController(ctx context.Context, l *link, peer *scm.Peer) error {
+func (s *Server) serveController(ctx context.Context, g *guest) error {
+	l, peer := g.link, g.peer
 	welcome := &pb.Welcome{Version: Version, Predecessor: processToWire(s.process())}
 	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}}); err != nil {
 		s.log.Debug("a controller could not be welcomed", "peer", peerName(peer), "err", err)
@@ -319,6 +309,9 @@ func (s *Server) serveController(ctx context.Context, l *link, peer *scm.Peer) e
 			s.refuse(l, denied.refusal())
 			return denied
 		}
+		s.does(g, served)
+	} else {
+		s.does(g, informed)
 	}
 	if err := s.answer(ctx, l, peer, request); err != nil {
 		s.log.Debug("an answer to a controller could not be written", "peer", peerName(peer), "err", err)

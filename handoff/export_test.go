@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"context"
+	"time"
 
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
 	"github.com/crossfade-go/crossfade/scm"
@@ -32,7 +33,9 @@ const (
 	NoiseInterval = noiseInterval
 )
 
-func (s *Server) Serve(conn Frames, peer *scm.Peer) { s.serve(conn, peer) }
+func (s *Server) Serve(conn Frames, peer *scm.Peer) {
+	s.serve(&guest{link: newLink(conn, 0), peer: peer})
+}
 
 func (s *Server) SpawnOn(conn Frames) (*Spawned, error) { return s.spawn(conn) }
 
@@ -59,3 +62,35 @@ func CheckOn(ctx context.Context, conn Frames, who *Candidate) (*Rehearsal, erro
 func ChangesSomething(r *pb.ControlRequest) bool { return changes(r) }
 
 func RefusedFromWire(w *pb.Refuse) error { return refusedFromWire(w) }
+
+// Guest is what a test says of a connection to the control socket.
+type Guest struct {
+	Peer    *scm.Peer
+	Part    part
+	Leaving bool
+	Stalled time.Duration
+}
+
+const (
+	Waiting  = waiting
+	Informed = informed
+	Served   = served
+)
+
+// FirstToLeave is which of the guests has to leave, who came in this order, -1 for none.
+func FirstToLeave(guests []Guest) int {
+	began := time.Now()
+	all, numbers := make(crowd), make(map[*guest]int)
+	for i, of := range guests {
+		g := &guest{link: new(link), peer: of.Peer, part: of.Part, leaving: of.Leaving, since: began.Add(time.Duration(i))}
+		if of.Stalled > 0 {
+			g.sending.Store(began.Add(-of.Stalled).UnixNano())
+		}
+		all[g] = struct{}{}
+		numbers[g] = i
+	}
+	if first := all.first(); first != nil {
+		return numbers[first]
+	}
+	return -1
+}

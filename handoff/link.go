@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -33,6 +34,8 @@ type frames interface {
 	Send(ctx context.Context, payload []byte, fds ...*scm.FD) error
 	Receive(ctx context.Context, maxFDs int) ([]byte, []*scm.FD, error)
 	Discard(ctx context.Context) error
+	LimitPayload(n int)
+	RefuseDescriptors()
 	Close() error
 }
 
@@ -40,8 +43,9 @@ type frames interface {
 // from this process, in one order. One goroutine, the machine, calls next;
 // post and send may be called by any.
 type link struct {
-	conn   frames
-	maxFDs int
+	conn    frames
+	maxFDs  int
+	sending atomic.Int64 // when the write under way began, in nanoseconds; 0 if there is none
 
 	mu       sync.Mutex
 	wake     context.CancelCauseFunc // of the receive under way, or nil
@@ -54,6 +58,9 @@ type link struct {
 // newLink takes ownership of conn. maxFDs is the most descriptors that one
 // message from the peer may carry.
 func newLink(conn frames, maxFDs int) *link {
+	if maxFDs == 0 {
+		conn.RefuseDescriptors()
+	}
 	return &link{conn: conn, maxFDs: maxFDs, quit: make(chan struct{})}
 }
 
@@ -204,8 +211,22 @@ func (l *link) send(m proto.Message, fds ...*scm.FD) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), writeTimeout,
 		&TimeoutError{For: "room to write a message", Limit: writeTimeout})
 	defer cancel()
+	l.sending.Store(time.Now().UnixNano())
+	defer l.sending.Store(0)
 	return l.conn.Send(ctx, payload, fds...)
 }
+
+// stalled is how long the peer has kept a write waiting, 0 if there is none.
+func (l *link) stalled() time.Duration {
+	began := l.sending.Load()
+	if began == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, began))
+}
+
+// limit bounds the payloads that the peer may send from here on.
+func (l *link) limit(payload int) { l.conn.LimitPayload(payload) }
 
 // deaf reads and discards until the peer is gone, so that the peer can take
 // this side's open end for what it is (I2, I8). Commands are still run; the

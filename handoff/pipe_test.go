@@ -58,6 +58,7 @@ type end struct {
 	dead   bool
 	frozen bool
 	full   bool
+	limit  int // of a payload, 0 for none
 	reads  int // of messages
 }
 
@@ -115,6 +116,11 @@ func (e *end) look(maxFDs int) (f frame, changed chan struct{}, err error) {
 		f = e.queue[0]
 		e.queue = e.queue[1:]
 		e.reads++
+		if e.limit > 0 && len(f.payload) > e.limit {
+			closeFDs(f.fds)
+			e.failed = &scm.FrameError{Err: scm.ErrPayloadTooLarge, Got: len(f.payload), Want: e.limit}
+			return frame{}, nil, e.failed
+		}
 		if len(f.fds) > maxFDs {
 			closeFDs(f.fds)
 			e.failed = &scm.FrameError{Err: scm.ErrUnexpectedDescriptors, Got: len(f.fds), Want: maxFDs}
@@ -164,6 +170,12 @@ func (e *end) drop() (changed chan struct{}, done bool, err error) {
 	}
 	return e.pipe.changed, false, nil
 }
+
+// LimitPayload implements handoff.Frames.
+func (e *end) LimitPayload(n int) { e.set(func() { e.limit = n }) }
+
+// RefuseDescriptors implements handoff.Frames: the other end finds out when it is read.
+func (e *end) RefuseDescriptors() {}
 
 // Send implements handoff.Frames.
 func (e *end) Send(ctx context.Context, payload []byte, fds ...*scm.FD) error {

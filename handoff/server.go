@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -30,10 +31,6 @@ type Limits struct {
 	// included that a handoff would make drain; 0 for any number.
 	MaxDraining int
 }
-
-// maxConnections bounds the connections that are served at the same time. Every
-// one of them has passed the check of credentials.
-const maxConnections = 128
 
 // ServerConfig is what [NewServer] needs. All fields but Commands, Accept and
 // OnEvent are required.
@@ -96,12 +93,14 @@ type Server struct {
 	retirement  *predecessor  // whose successor is told how the drain goes, nil for nobody
 	passing     *predecessor  // whose successor gets connections, nil before this process has retired
 	lastFailure *Failure
-	changed     chan struct{} // closed and replaced whenever a refusal may have passed
-	fd          *scm.FD       // the control listener, nil without one
-	control     *scm.Listener // what is accepted from, nil while closed
-	conns       map[frames]struct{}
+	changed     chan struct{}  // closed and replaced whenever a refusal may have passed
+	fd          *scm.FD        // the control listener, nil without one
+	control     *scm.Listener  // what is accepted from, nil while closed
+	guests      crowd          // the connections without an attempt
 	watchers    watchers       // who is told of every change
 	wg          sync.WaitGroup // the accept loop and the connections without an attempt
+
+	vacant chan struct{} // has an element when guests have left; one says all
 
 	hearing context.Context // ends when nobody new is heard
 	closing context.CancelFunc
@@ -116,7 +115,7 @@ func NewServer(cfg *ServerConfig) *Server {
 		self: cfg.Process, service: cfg.Service, limits: cfg.Limits,
 		auth: cfg.Authorize, policy: cfg.Accept, commands: cfg.Commands, onEvent: cfg.OnEvent, onChange: cfg.OnChange, log: cfg.Log,
 		state: StateCandidate, since: time.Now(),
-		changed: make(chan struct{}), conns: make(map[frames]struct{}), watchers: make(watchers), finished: make(chan struct{}),
+		changed: make(chan struct{}), guests: make(crowd), vacant: make(chan struct{}, 1), watchers: make(watchers), finished: make(chan struct{}),
 	}
 	s.hearing, s.closing = context.WithCancel(context.Background())
 	return s
@@ -298,7 +297,8 @@ func (s *Server) Open(fd *scm.FD, backlog int) error {
 		return nil // nobody's wish any more: a change of owner has come before
 	}
 	s.fd = fd
-	if err := fd.Listen(backlog); err != nil {
+	// Nobody who connects has a descriptor to give.
+	if err := errors.Join(fd.RefuseDescriptors(), fd.Listen(backlog)); err != nil {
 		return err
 	}
 	if s.control != nil {
@@ -434,8 +434,10 @@ func (s *Server) Close() {
 	timer := time.AfterFunc(debtLimit, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for conn := range s.conns {
-			_ = conn.Close()
+		for g := range s.guests {
+			if !g.leaving {
+				s.dismissLocked(g)
+			}
 		}
 	})
 	defer timer.Stop()

@@ -23,6 +23,13 @@ const (
 	// what a service has, and far below what would exhaust a receiver.
 	MaxDescriptors = 1 << 17
 
+	// maxRequest bounds what a client may say at once before its attempt begins, in
+	// bytes, and maxListed the versions and features that it may list: far above what
+	// a Hello or a request needs, and far below what many clients could exhaust the
+	// owner with.
+	maxRequest = 64 << 10
+	maxListed  = 64
+
 	// maxUnclaimedNames is how many names of unclaimed descriptors Ready lists,
 	// and how many of them are logged.
 	maxUnclaimedNames = 100

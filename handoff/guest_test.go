@@ -1,0 +1,40 @@
+package handoff_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// TestWhoHasToLeave: which connection is closed when one more comes than there is room
+// for. The guests of each case come in this order, the last is the newcomer.
+func TestWhoHasToLeave(t *testing.T) {
+	peer := func(uid uint32, pid int) *scm.Peer { return &scm.Peer{UID: uid, PID: pid} }
+	type guest = handoff.Guest
+	app, other, third := peer(1, 10), peer(1, 11), peer(2, 20)
+	for _, tt := range []struct {
+		name   string
+		guests []guest
+		want   int // -1: nobody
+	}{
+		{"the oldest of equals", []guest{{Peer: app}, {Peer: app}, {Peer: app}}, 0},
+		{"of the user with the most", []guest{{Peer: third}, {Peer: app}, {Peer: other}, {Peer: app}}, 1},
+		{"of the process with the most", []guest{{Peer: other}, {Peer: app}, {Peer: app}, {Peer: third}}, 1},
+		{"who has said nothing before who waits", []guest{{Peer: app, Part: handoff.Waiting}, {Peer: app}, {Peer: app}}, 1},
+		{"who has said nothing, though its process has fewer", []guest{{Peer: app, Part: handoff.Waiting}, {Peer: app, Part: handoff.Waiting}, {Peer: other}}, 2},
+		{"who waits before who does not read", []guest{{Peer: app, Part: handoff.Informed, Stalled: time.Minute}, {Peer: app, Part: handoff.Waiting}}, 1},
+		{"who does not read", []guest{{Peer: app, Part: handoff.Served}, {Peer: app, Part: handoff.Informed}, {Peer: app, Part: handoff.Informed, Stalled: time.Minute}}, 2},
+		{"never who reads, or has something done", []guest{{Peer: app, Part: handoff.Served}, {Peer: app, Part: handoff.Informed}}, -1},
+		{"the newcomer of a user who has the room already", []guest{{Peer: third}, {Peer: app, Part: handoff.Served}, {Peer: app, Part: handoff.Served}, {Peer: app}}, 3},
+		{"not who is leaving", []guest{{Peer: app, Leaving: true}, {Peer: app}, {Peer: app}}, 1},
+		{"one that nobody knows", []guest{{}, {}, {Peer: app}}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := handoff.FirstToLeave(tt.guests); got != tt.want {
+				t.Errorf("it is number %d, want %d", got, tt.want)
+			}
+		})
+	}
+}
