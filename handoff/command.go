@@ -441,7 +441,7 @@ func (s *Server) rehearse(ctx context.Context, peer *scm.Peer, r *pb.CheckReques
 }
 
 func (s *Server) serveStatus(ctx context.Context, l *link) error {
-	for _, page := range statusPages(s.Status(ctx)) {
+	for page := range statusPages(s.Status(ctx)) {
 		if err := respond(l, &pb.ControlResponse{Response: &pb.ControlResponse_Status{Status: page}}); err != nil {
 			return err
 		}

@@ -20,6 +20,8 @@ const (
 	MaxDuration  = maxDuration
 
 	MaxConnections = maxConnections
+	MaxLeaving     = maxLeaving
+	MaxShare       = maxShare
 	MaxWatchers    = maxWatchers
 	WatchQueue     = watchQueue
 	MaxCancelled   = maxCancelled

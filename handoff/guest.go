@@ -18,6 +18,8 @@ const (
 	// not ended yet, such as one in the program's Authorize. While there are so many
 	// nobody new is accepted: the queue of the socket keeps them.
 	maxLeaving = maxConnections
+	// maxShare is how many of them a process may have that is not taken for a flood.
+	maxShare = maxConnections / 8
 	// stallGrace is how long somebody who is told something may leave it unread and
 	// not be in the way of others.
 	stallGrace = time.Second
@@ -42,19 +44,20 @@ type part uint8
 const (
 	silent   part = iota // has not said what it wants
 	waiting              // was refused for what passes
-	informed             // gets an answer that changes nothing; leaves only if it does not read
+	informed             // gets an answer that changes nothing; leaves if it does not read, or its process floods
 	served               // has something done: never has to leave
 )
 
-// mayLeave reports whether nothing is lost with the guest.
-func (g *guest) mayLeave() bool {
+// mayLeave reports whether nothing is lost with the guest, whose process floods the
+// socket or does not.
+func (g *guest) mayLeave(floods bool) bool {
 	switch g.part {
 	case served:
 		return false
 	case informed:
-		return g.stalled() >= stallGrace
+		return floods || g.stalled() >= stallGrace
 	default:
-		return !g.leaving
+		return true
 	}
 }
 
@@ -89,19 +92,22 @@ func (c crowd) leaving() int {
 }
 
 // first returns who is to leave, the newcomer included, nil if all are needed. It is
-// one of the user that has the most connections; of those who does the least; of those
-// one of the process that has the most; of those the oldest. So a flood replaces itself
-// and leaves room for everybody else, and one user's flood for that user's own tools.
+// one of the user that has the most connections; of those one of the process that has
+// the most, if that is more than its share; of those who does the least; of those the
+// oldest. So a flood replaces itself and leaves room for everybody else, and one
+// process's flood for other tools of the same user.
 func (c crowd) first() *guest {
 	uids, pids := make(map[int64]int), make(map[int]int)
+	for g := range c {
+		if !g.leaving {
+			uids[g.uid()]++
+			pids[g.pid()]++
+		}
+	}
+	excess := func(g *guest) int { return max(0, pids[g.pid()]-maxShare) }
 	var list []*guest
 	for g := range c {
-		if g.leaving {
-			continue
-		}
-		uids[g.uid()]++
-		pids[g.pid()]++
-		if g.mayLeave() {
+		if !g.leaving && g.mayLeave(excess(g) > 0) {
 			list = append(list, g)
 		}
 	}
@@ -111,6 +117,7 @@ func (c crowd) first() *guest {
 	return slices.MinFunc(list, func(a, b *guest) int {
 		return cmp.Or(
 			cmp.Compare(uids[b.uid()], uids[a.uid()]),
+			cmp.Compare(excess(b), excess(a)),
 			cmp.Compare(a.part, b.part),
 			cmp.Compare(pids[b.pid()], pids[a.pid()]),
 			a.since.Compare(b.since),

@@ -1,6 +1,7 @@
 package handoff_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -24,6 +25,9 @@ func TestWhoHasToLeave(t *testing.T) {
 		{"of the process with the most", []guest{{Peer: other}, {Peer: app}, {Peer: app}, {Peer: third}}, 1},
 		{"who has said nothing before who waits", []guest{{Peer: app, Part: handoff.Waiting}, {Peer: app}, {Peer: app}}, 1},
 		{"who has said nothing, though its process has fewer", []guest{{Peer: app, Part: handoff.Waiting}, {Peer: app, Part: handoff.Waiting}, {Peer: other}}, 2},
+		{"of a process with more than its share, whatever it does", append(slices.Repeat([]guest{{Peer: app, Part: handoff.Waiting}}, handoff.MaxShare+1), guest{Peer: other}), 0},
+		{"not of one that has its share", append(slices.Repeat([]guest{{Peer: app, Part: handoff.Waiting}}, handoff.MaxShare), guest{Peer: other}), handoff.MaxShare},
+		{"of a process with more than its share also who reads", append([]guest{{Peer: other, Part: handoff.Informed}}, slices.Repeat([]guest{{Peer: app, Part: handoff.Informed}}, handoff.MaxShare+1)...), 1},
 		{"who waits before who does not read", []guest{{Peer: app, Part: handoff.Informed, Stalled: time.Minute}, {Peer: app, Part: handoff.Waiting}}, 1},
 		{"who does not read", []guest{{Peer: app, Part: handoff.Served}, {Peer: app, Part: handoff.Informed}, {Peer: app, Part: handoff.Informed, Stalled: time.Minute}}, 2},
 		{"never who reads, or has something done", []guest{{Peer: app, Part: handoff.Served}, {Peer: app, Part: handoff.Informed}}, -1},

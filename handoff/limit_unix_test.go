@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/flood"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -25,8 +26,14 @@ const roleVariable = "CROSSFADE_HANDOFF_TEST_ROLE"
 // roleLowLimit is a successor that may have few descriptors.
 const roleLowLimit = "low limit"
 
+// roleFlood is who attacks a control socket.
+const roleFlood = "flood"
+
 // play plays a role and returns the exit status.
 func play(role string) int {
+	if role == roleFlood {
+		return flood.Main(os.Args[1:])
+	}
 	if role != roleLowLimit {
 		return 2
 	}

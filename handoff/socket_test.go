@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,13 +161,21 @@ func (o *owner) serve() *process {
 	return p
 }
 
+// dial connects, and tries again while the queue of the socket is full.
 func (p *process) dial() *scm.Conn {
 	p.t.Helper()
-	conn, err := scm.Dial(p.t.Context(), p.path)
-	if err != nil {
-		p.t.Fatal(err)
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for {
+		conn, err := scm.Dial(p.t.Context(), p.path)
+		if err == nil {
+			return conn
+		}
+		if !errors.Is(err, syscall.EAGAIN) {
+			p.t.Fatal(err)
+		}
+		<-ticker.C
 	}
-	return conn
 }
 
 // mustServe asks whoever serves the control socket for its generation.

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"iter"
 	"math"
 	"time"
 	"unicode"
@@ -397,22 +398,26 @@ func rehearsalFromWire(w *pb.CheckReply) *Rehearsal {
 }
 
 // statusPages are the frames of a status: everything but descriptors in the
-// first, as many descriptors as fit in each.
-func statusPages(s *Status) []*pb.StatusReply {
-	pages := []*pb.StatusReply{statusToWire(s)}
-	size := 0
-	for _, d := range s.Descriptors {
-		w := &pb.DescriptorStatus{
-			Name: printable(d.Name), Kind: pb.Kind(d.Kind), Network: d.Network, Address: printable(d.Address), Origin: pb.Origin(d.Origin),
+// first, as many descriptors as fit in each. One is made when it is asked for, so
+// that many who do not read hold little.
+func statusPages(s *Status) iter.Seq[*pb.StatusReply] {
+	return func(yield func(*pb.StatusReply) bool) {
+		page, size := statusToWire(s), 0
+		for _, d := range s.Descriptors {
+			w := &pb.DescriptorStatus{
+				Name: printable(d.Name), Kind: pb.Kind(d.Kind), Network: d.Network, Address: printable(d.Address), Origin: pb.Origin(d.Origin),
+			}
+			if size += proto.Size(w) + 8; size > maxPageSize {
+				if !yield(page) {
+					return
+				}
+				page, size = &pb.StatusReply{}, 0
+			}
+			page.Descriptors = append(page.Descriptors, w)
 		}
-		if size += proto.Size(w) + 8; size > maxPageSize {
-			pages, size = append(pages, &pb.StatusReply{}), 0
-		}
-		last := pages[len(pages)-1]
-		last.Descriptors = append(last.Descriptors, w)
+		page.Last = true
+		yield(page)
 	}
-	pages[len(pages)-1].Last = true
-	return pages
 }
 
 // addPage takes one page of a status in.

@@ -1,0 +1,140 @@
+package handoff_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"runtime/metrics"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/flood"
+	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/scm"
+)
+
+// lines is a log that may be written by several.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// use is what this process uses.
+type use struct {
+	goroutines, descriptors int
+	heap                    uint64
+}
+
+func used(t testing.TB) use {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	return use{runtime.NumGoroutine(), len(fds), sample[0].Value.Uint64()}
+}
+
+// peak looks at what this process uses until the function that it returns is called,
+// which returns the most there was.
+func peak(t testing.TB) (most func() use) {
+	t.Helper()
+	var top use
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(2 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			now := used(t)
+			top = use{max(top.goroutines, now.goroutines), max(top.descriptors, now.descriptors), max(top.heap, now.heap)}
+			select {
+			case <-ticker.C:
+			case <-done:
+				return
+			}
+		}
+	}()
+	most = sync.OnceValue(func() use {
+		close(done)
+		<-ended
+		return top
+	})
+	t.Cleanup(func() { most() })
+	return most
+}
+
+// beset is an owner that waits for a Hello for ever, as far as a test can tell.
+func beset(t *testing.T, log *lines) *process {
+	t.Helper()
+	o := newOwner(t, func(c *handoff.ServerConfig) {
+		c.Limits.Hello = time.Hour
+		c.Log = slog.New(slog.NewTextHandler(log, nil))
+	})
+	o.service.listed = make([]handoff.DescriptorStatus, 5_000) // more than one who does not read has room for
+	for i := range o.service.listed {
+		o.service.listed[i] = handoff.DescriptorStatus{Name: fmt.Sprintf("name-%d", i), Kind: handoff.KindFile, Address: strings.Repeat("x", 50)}
+	}
+	return o.serve()
+}
+
+// TestFloods: whatever somebody does to the control socket who may connect, the process
+// uses little more than before, says who it is, and hands over.
+func TestFloods(t *testing.T) {
+	for _, name := range flood.Names {
+		t.Run(name, func(t *testing.T) {
+			leak.Check(t)
+			log := new(lines)
+			p := beset(t, log)
+			runtime.GC()
+			before := used(t)
+			most := peak(t)
+			attack := flood.Start(t, roleVariable+"="+roleFlood, 0, p.path, name)
+			for range 3 {
+				p.mustServe(1)
+				_, cfg := successorOn(t)
+				p.connect(cfg).Leave()
+			}
+			result := attack.Stop(t)
+			after := most()
+			t.Logf("%d connections; before %+v, at most %+v", result.Connected, before, after)
+			if extra := after.goroutines - before.goroutines; extra > 4*(handoff.MaxConnections+handoff.MaxLeaving) {
+				t.Errorf("%d goroutines more", extra)
+			}
+			// Of each connection the socket and the pidfd, and what one read may bring.
+			if extra := after.descriptors - before.descriptors; extra > 2*(handoff.MaxConnections+handoff.MaxLeaving)+2*scm.MaxDescriptors {
+				t.Errorf("%d descriptors more", extra)
+			}
+			if extra := int64(after.heap) - int64(before.heap); extra > 100<<20 {
+				t.Errorf("%d MiB more", extra>>20)
+			}
+			if n := strings.Count(log.String(), "\n"); n > 200 {
+				t.Errorf("%d lines are logged", n)
+			}
+			if strings.ContainsAny(strings.ReplaceAll(log.String(), "\n", ""), "\x1b\r\x07") {
+				t.Error("a control character is in the log")
+			}
+			if name == "bombs" && result.Refused == 0 {
+				t.Log("this kernel has no SO_PASSRIGHTS: the descriptors came through, and were closed")
+			}
+		})
+	}
+}
