@@ -384,19 +384,25 @@ func (b badClient) suffer(t testing.TB, socket string) {
 }
 
 func TestBadClientIsAnsweredAndLoggedOnce(t *testing.T) {
+	for some := range slices.Chunk(badClients, 8) { // an owner's log has room for ten at once
+		_, spec, owner, _ := startOwner(t)
+		for _, b := range some {
+			t.Run(b.name, func(t *testing.T) {
+				told := owner.complaints()
+				b.suffer(t, spec.Socket)
+				owner.do("state") // what was logged before the end of the connection is here
+				if n := owner.complaints() - told; n != 1 {
+					t.Errorf("%d lines were logged", n)
+				}
+				owner.awaitLog("level=WARN", "turned away", "pid "+strconv.Itoa(os.Getpid()), b.says)
+			})
+		}
+	}
 	_, spec, owner, _ := startOwner(t)
 	badClients[0].suffer(t, spec.Socket) // what is made once is made by now
 	before := query[resources](owner, "resources")
 	for _, b := range badClients {
-		t.Run(b.name, func(t *testing.T) {
-			told := owner.complaints()
-			b.suffer(t, spec.Socket)
-			owner.do("state") // what was logged before the end of the connection is here
-			if n := owner.complaints() - told; n != 1 {
-				t.Errorf("%d lines were logged", n)
-			}
-			owner.awaitLog("level=WARN", "turned away", "pid "+strconv.Itoa(os.Getpid()), b.says)
-		})
+		b.suffer(t, spec.Socket)
 	}
 	t.Run("a request of the future", func(t *testing.T) {
 		told := owner.complaints()
@@ -473,7 +479,7 @@ func TestHundredBadClientsDelayNobody(t *testing.T) {
 	clients.stop()
 	wg.Wait()
 	owner.do("state")
-	if n := owner.logged("turned away"); n != crowd {
+	if n := owner.logged("turned away"); n == 0 || n > crowd/4 {
 		t.Errorf("%d lines were logged for %d clients", n, crowd)
 	}
 	if now := owner.awaitResources(before); now.exceeds(before) {
@@ -816,15 +822,27 @@ func rename(t testing.TB, from, to string) {
 	}
 }
 
-// A full control socket closes whoever comes, unread. Who wants to take over asks
-// again, but does not spend its time with nothing else.
-func TestControlSocketThatIsFull(t *testing.T) {
+// An owner that can spare nobody of all who are there closes whoever comes, unread. Who
+// wants to take over asks again, but does not spend its time with nothing else.
+func TestControlSocketThatHasNoRoom(t *testing.T) {
 	t.Parallel()
-	d, spec, _, _ := startOwner(t)
-	for range 128 {
-		newCandidate(t, spec.Socket, "connecting")
+	d := newDesk(t)
+	spec := serviceSpec{Socket: d.path("control"), DialTimeout: time.Second}
+	ln, err := net.Listen("unix", spec.Socket)
+	if err != nil {
+		t.Fatal(err)
 	}
-	spec.DialTimeout = time.Second
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	})
+	t.Cleanup(func() { ln.Close(); wg.Wait() })
 	next := d.launch(spec)
 	if err := next.await("new").Err; !errors.Is(err, crossfade.ErrOwnerUnknown) {
 		t.Errorf("New: %v", err)
@@ -833,6 +851,15 @@ func TestControlSocketThatIsFull(t *testing.T) {
 	if n := next.logged("looking again"); n > 100 {
 		t.Errorf("it asked %d times", n)
 	}
-	next = d.launch(serviceSpec{Socket: spec.Socket, Sockets: spec.Sockets, Ready: true, DialTimeout: generous})
+}
+
+// Who has said nothing yet makes room for who has something to say.
+func TestControlSocketThatIsFull(t *testing.T) {
+	t.Parallel()
+	d, spec, _, _ := startOwner(t)
+	for range 128 {
+		newCandidate(t, spec.Socket, "connecting")
+	}
+	next := d.launch(serviceSpec{Socket: spec.Socket, Sockets: spec.Sockets, Ready: true, DialTimeout: generous})
 	next.expect("ready")
 }
