@@ -20,6 +20,10 @@ const (
 	maxLeaving = maxConnections
 	// maxShare is how many of them a process may have that is not taken for a flood.
 	maxShare = maxConnections / 8
+	// spareConnections are places of the descriptor table that the clients of the
+	// service cannot use up: the process can still be asked, and replaced by one with a
+	// higher limit.
+	spareConnections = 4
 	// stallGrace is how long somebody who is told something may leave it unread and
 	// not be in the way of others.
 	stallGrace = time.Second
@@ -162,6 +166,9 @@ func (s *Server) leave(g *guest) {
 		return
 	}
 	delete(s.guests, g)
+	if s.control != nil {
+		s.control.Refill()
+	}
 	select {
 	case s.vacant <- struct{}{}:
 	default: // somebody is told already

@@ -308,6 +308,7 @@ func (s *Server) Open(fd *scm.FD, backlog int) error {
 	if err != nil {
 		return err
 	}
+	l.Spare(spareConnections)
 	s.control = l
 	s.wg.Go(func() { s.accept(l) })
 	return nil

@@ -323,3 +323,84 @@ func TestUnaskedPidfdsAreClosed(t *testing.T) {
 		t.Errorf("%d descriptors were open, now %d", before, after)
 	}
 }
+
+func init() {
+	processes["a crowded table"] = func() error {
+		dir, err := os.MkdirTemp("", "scm")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		fd, err := scm.Bind("unix", dir+"/s")
+		if err != nil {
+			return err
+		}
+		if err := fd.Listen(10); err != nil {
+			return err
+		}
+		ln, err := scm.NewListener(fd)
+		if err != nil {
+			return err
+		}
+		ln.Spare(2)
+		var clients []*scm.Conn
+		for range 5 {
+			c, err := scm.Dial(context.Background(), dir+"/s")
+			if err != nil {
+				return err
+			}
+			clients = append(clients, c)
+		}
+		before, err := openDescriptors()
+		if err != nil {
+			return err
+		}
+		if err := setDescriptorLimit(before + 10); err != nil {
+			return err
+		}
+		fill := func() error {
+			for {
+				if _, err := unix.Dup(2); err != nil {
+					if !errors.Is(err, unix.EMFILE) {
+						return err
+					}
+					return nil
+				}
+			}
+		}
+		if err := fill(); err != nil {
+			return err
+		}
+		var accepted []*scm.Conn
+		for range 2 {
+			c, err := ln.Accept()
+			if err != nil {
+				return fmt.Errorf("with a spare place: %w", err)
+			}
+			accepted = append(accepted, c)
+		}
+		if _, err := ln.Accept(); !errors.Is(err, unix.EMFILE) {
+			return fmt.Errorf("without one: %w", err)
+		}
+		if err := accepted[0].Close(); err != nil {
+			return err
+		}
+		ln.Refill()
+		if err := fill(); err != nil { // nobody else gets the place
+			return err
+		}
+		c, err := ln.Accept()
+		if err != nil {
+			return fmt.Errorf("with the place of one that has left: %w", err)
+		}
+		if err := errors.Join(c.Close(), ln.Close()); err != nil {
+			return err
+		}
+		ln.Refill()
+		if after, err := unix.Dup(2); err != nil { // the spare places are gone
+			return fmt.Errorf("after the listener was closed: %d, %w", after, err)
+		}
+		_ = clients
+		return nil
+	}
+}

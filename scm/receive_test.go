@@ -572,6 +572,9 @@ func TestCloseEndsReceive(t *testing.T) {
 	}
 }
 
+// refusing is the bit of FuzzReceive that has the side take little.
+const refusing = 0x80
+
 // FuzzReceive writes arbitrary bytes in arbitrary pieces, some with
 // descriptors. Whatever comes: a frame or an error, never both, no more
 // descriptors than were asked for, and none left open in the end.
@@ -584,13 +587,23 @@ func FuzzReceive(f *testing.F) {
 	f.Add(rawHeader(1<<32-1, 65535, 65535), []byte{0x18}, byte(9))
 	f.Add(rawHeader(100, 1, 0), []byte{0x18}, byte(9))
 	f.Add([]byte{}, []byte{}, byte(0))
+	f.Add(append(frame(1, "a"), frame(1, "refused")...), []byte{0x19, 0x19}, byte(refusing+1))
+	f.Add(frame(0, "longer than it may be"), []byte{0x0f, 0x0f}, byte(refusing))
 	f.Fuzz(func(t *testing.T, data, cuts []byte, maxFDs byte) {
 		c, w := connect(t)
+		limited := maxFDs&refusing != 0
+		if limited {
+			maxFDs &^= refusing
+			c.LimitPayload(10)
+		}
 		dog := newCanary(t)
 		receive := func() error {
 			payload, fds, err := c.Receive(ended(), int(maxFDs))
 			if err != nil && (payload != nil || fds != nil) {
 				t.Fatalf("both %q with %d descriptors and %v", payload, len(fds), err)
+			}
+			if limit := map[bool]int{true: scm.MaxPayload, false: 10}[!limited]; len(payload) > limit {
+				t.Fatalf("%d bytes of payload, at most %d are wanted", len(payload), limit)
 			}
 			if len(fds) > int(maxFDs) {
 				t.Fatalf("%d descriptors, wanted %d", len(fds), maxFDs)
@@ -605,8 +618,14 @@ func FuzzReceive(f *testing.F) {
 			if i < len(cuts) {
 				size, nfds = min(max(int(cuts[i]&15), 1), len(data)), int(cuts[i]>>4)
 			}
+			if limited && i > 0 {
+				nfds = 0 // the kernel may let none through any more
+			}
 			w.send(data[:size], dog.copies(nfds)...)
 			data = data[size:]
+			if limited && i == 0 {
+				c.RefuseDescriptors() // what came before is closed
+			}
 			if i%3 == 0 {
 				_ = receive() // checked within; what error it is depends on the bytes
 			}

@@ -13,6 +13,8 @@ var errUnsupported = fmt.Errorf("passing descriptors over unix sockets is not po
 
 const maxPath = 107
 
+func newSocket(int) (int, error) { return -1, errUnsupported }
+
 func supported() error { return errUnsupported }
 
 func setCloseOnExec(int) {}

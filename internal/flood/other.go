@@ -1,0 +1,6 @@
+//go:build !linux
+
+package flood
+
+// Main is no process here.
+func Main([]string) int { return 2 }
