@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/crossfade-go/crossfade/handoff"
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
 )
 
@@ -61,6 +62,28 @@ func TestResumesWhenTheDescriptorTableWasFull(t *testing.T) {
 	}
 	next := d.launch(serviceSpec{Socket: d.path("control"), Sockets: []socketSpec{{Name: "web", Network: "tcp", Address: address}}, Ready: true})
 	next.expect("settled") // before CommitAck is read the predecessor accepts too
+	if who := ask(t, "tcp", address); who.PID != next.pid {
+		t.Errorf("pid %d answers, not the successor's %d", who.PID, next.pid)
+	}
+}
+
+// The clients of a service, or a leak, have used its descriptor table up. It can still
+// be asked how it stands, and be replaced.
+func TestHandsOverWithAFullDescriptorTable(t *testing.T) {
+	d := newDesk(t)
+	spec := serviceSpec{Socket: d.path("control"), Sockets: []socketSpec{tcpSpec("web")}, Ready: true, NoFile: 64}
+	old := d.launch(spec)
+	old.await("ready")
+	address := old.address("web")
+	for range 3 {
+		old.do("fill descriptors") // whatever has become free meanwhile
+		for range 10 {
+			awaitStatus(t, spec.Socket, func(s *handoff.Status) bool { return s.Process.PID == old.pid })
+		}
+	}
+	next := d.launch(serviceSpec{Socket: spec.Socket, Sockets: []socketSpec{{Name: "web", Network: "tcp", Address: address}}, Ready: true})
+	next.expect("settled")
+	old.await("exit")
 	if who := ask(t, "tcp", address); who.PID != next.pid {
 		t.Errorf("pid %d answers, not the successor's %d", who.PID, next.pid)
 	}

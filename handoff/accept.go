@@ -20,6 +20,7 @@ import (
 // delayed by another.
 func (s *Server) accept(l *scm.Listener) {
 	for s.awaitRoom(l) {
+		l.Refill()
 		conn, err := l.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed):
