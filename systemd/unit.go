@@ -50,8 +50,8 @@ func unitOf(process string) (string, error) {
 var errNoCgroup = errors.New("no control group of a service manager")
 
 // parseCgroup returns the path of a unit's control group. Lines are
-// hierarchy:controllers:path. Where the manager uses a hierarchy of version 1 that
-// one counts: the line of version 2 is there too, but says / then.
+// hierarchy:controllers:path. There may be two of them for units, of which the manager uses
+// one, and every process has / in the other: that of version 1 counts if it says more.
 func parseCgroup(text string) (string, error) {
 	var v1, v2 string
 	for line := range strings.Lines(text) {
@@ -68,10 +68,10 @@ func parseCgroup(text string) (string, error) {
 		}
 	}
 	switch {
+	case v2 != "" && (v1 == "" || v1 == "/"):
+		return unitPath(v2), nil
 	case v1 != "":
 		return unitPath(v1), nil
-	case v2 != "":
-		return unitPath(v2), nil
 	}
 	return "", errNoCgroup
 }

@@ -21,6 +21,7 @@ func TestParseCgroup(t *testing.T) {
 		"no unit":                {"0::/kubepods/pod1/c1\n", "/kubepods/pod1/c1"},
 		"version 1":              {"12:pids:/x.service\n1:name=systemd:/system.slice/app.service/x\n0::/\n", "/system.slice/app.service"},
 		"both versions":          {"1:name=systemd:/system.slice/app.service\n0::/system.slice/app.service\n", "/system.slice/app.service"},
+		"version 1 of others":    {"1:name=systemd:/\n0::/system.slice/app@blue.service\n", "/system.slice/app@blue.service"},
 		"a colon":                {"0::/system.slice/a:b.service\n", "/system.slice/a:b.service"},
 		"no line break":          {"0::/a.service", "/a.service"},
 	} {
