@@ -261,7 +261,7 @@ func follow(value any, path string) (any, error) {
 
 func cmdServes(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 1, "serves VERSION")
-	c := client{address: ts.Getenv("HTTP"), fresh: true}
+	c := client{dial: scriptOf(ts).dial, address: ts.Getenv("HTTP"), fresh: true}
 	defer c.hangUp()
 	version, err := c.ask()
 	ts.Check(err)
@@ -292,7 +292,7 @@ func cmdLoad(ts *testscript.TestScript, neg bool, args []string) {
 		if s.load != nil {
 			ts.Fatalf("there is load already")
 		}
-		s.load = startLoad(ts.Getenv("HTTP"))
+		s.load = startLoad(s.dial, ts.Getenv("HTTP"))
 	case s.load == nil:
 		ts.Fatalf("there is no load")
 	case verb == "sees" && len(rest) == 1:

@@ -118,6 +118,9 @@ func condition(cond string) (bool, error) {
 	switch cond {
 	case "root":
 		return os.Geteuid() == 0, nil
+	case "notify-reload":
+		version, err := systemdVersion()
+		return version >= 253, err
 	case "containers":
 		return canContain(), nil
 	default:

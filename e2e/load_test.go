@@ -29,10 +29,10 @@ type load struct {
 // think is between two requests of a client: half a dozen services share the machine.
 const think = 3 * time.Millisecond
 
-func startLoad(address string) *load {
+func startLoad(dial dialer, address string) *load {
 	l := &load{done: make(chan struct{}), answers: make(map[string]int), news: make(chan struct{})}
 	for i := range 4 {
-		l.wg.Go(func() { l.run(&client{address: address, fresh: i%2 == 0}) })
+		l.wg.Go(func() { l.run(&client{dial: dial, address: address, fresh: i%2 == 0}) })
 	}
 	return l
 }
@@ -109,9 +109,13 @@ func (l *load) stop(lossy bool) (summary string, err error) {
 	}
 }
 
+// dialer connects to a service.
+type dialer func(network, address string) (net.Conn, error)
+
 // client speaks HTTP over a plain connection: an http.Client repeats in silence what
 // has failed.
 type client struct {
+	dial    dialer
 	address string
 	fresh   bool // a connection for each request
 	conn    net.Conn
@@ -129,11 +133,11 @@ func (c *client) ask() (version string, err error) {
 		}
 		c.hangUp()
 	}
-	if c.conn, err = net.DialTimeout("tcp", c.address, limit); err != nil {
-		c.conn = nil
+	conn, err := c.dial("tcp", c.address)
+	if err != nil {
 		return "", err
 	}
-	c.br = bufio.NewReader(c.conn)
+	c.conn, c.br = conn, nil
 	version, err = c.exchange()
 	if err != nil || c.fresh {
 		c.hangUp()
@@ -142,18 +146,15 @@ func (c *client) ask() (version string, err error) {
 }
 
 func (c *client) exchange() (version string, err error) {
-	if err := c.conn.SetDeadline(time.Now().Add(limit)); err != nil {
-		return "", err
-	}
 	req, err := http.NewRequest(http.MethodGet, "http://"+c.address+"/", nil)
 	if err != nil {
 		return "", err
 	}
 	req.Close = c.fresh
-	if err := req.Write(c.conn); err != nil {
+	if err := c.send(req); err != nil {
 		return "", err
 	}
-	resp, err := http.ReadResponse(c.br, req)
+	resp, err := c.receive(req)
 	if err != nil {
 		return "", err
 	}
@@ -166,6 +167,20 @@ func (c *client) exchange() (version string, err error) {
 		c.hangUp()
 	}
 	return answer.Version, nil
+}
+
+func (c *client) send(req *http.Request) error {
+	if err := c.conn.SetDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	return req.Write(c.conn)
+}
+
+func (c *client) receive(req *http.Request) (*http.Response, error) {
+	if c.br == nil {
+		c.br = bufio.NewReader(c.conn)
+	}
+	return http.ReadResponse(c.br, req)
 }
 
 func (c *client) hangUp() {

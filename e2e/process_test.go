@@ -20,6 +20,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/e2e/machine"
 )
 
 // mark is the variable by which a process is known to belong to a script, whoever
@@ -41,6 +42,8 @@ type script struct {
 	processes map[string]*process
 	started   []*process // all, the nameless too, in the order of their starts
 	load      *load
+	machine   *machine.Machine // that everything happens in; nil: this one
+	requests  map[string]*request
 }
 
 // process is one that the script has started itself.

@@ -48,6 +48,7 @@ type app struct {
 	refuse     string
 	newer      bool
 	park       bool
+	hup        bool
 	mode       uint
 
 	command []string // as it was started, before the library has taken its variables
@@ -103,6 +104,8 @@ func (a *app) parse() error {
 	flags.StringVar(&a.refuse, "refuse", "", "refuse every successor with this `text`")
 	flags.BoolVar(&a.newer, "newer", false, "refuse every successor whose version is not a later one")
 	flags.BoolVar(&a.park, "park", false, "stay after the drain, until told to stop")
+	flags.BoolVar(&a.hup, "upgrade-on-hup", false, "start a successor on SIGHUP")
+	flags.BoolVar(&c.FDStore, "fd-store", false, "have the service manager keep the listeners")
 	flags.DurationVar(&c.Wait, "wait", 0, "how long to queue for an owner that is busy")
 	flags.DurationVar(&c.ReadyTimeout, "ready-timeout", 0, "how long a successor may initialise")
 	flags.DurationVar(&c.CommitTimeout, "commit-timeout", 0, "how long from Ready to Commit")
@@ -221,6 +224,9 @@ func (a *app) run(ctx context.Context) error {
 		}
 	}()
 
+	if a.hup {
+		go upgradeOnHUP(ctx, upg)
+	}
 	select {
 	case <-upg.Exit():
 	case <-ctx.Done():
@@ -239,12 +245,29 @@ func (a *app) run(ctx context.Context) error {
 	}
 	if a.park && !errors.Is(upg.Err(), crossfade.ErrStopped) { // a new process would take the service back
 		slog.Info("parked", srv.identify()...)
-		<-impatient.Done()
+		crossfade.Park(impatient)
 	}
 	if err := upg.Err(); !errors.Is(err, crossfade.ErrRetired) && !errors.Is(err, crossfade.ErrStopped) {
 		return err
 	}
 	return nil
+}
+
+// upgradeOnHUP does what Type=notify-reload asks for.
+func upgradeOnHUP(ctx context.Context, upg *crossfade.Upgrader) {
+	hup := make(chan os.Signal, 1) // several at once ask for one upgrade
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-hup:
+			if err := upg.Upgrade(ctx); err != nil {
+				slog.Warn("the upgrade has failed", "err", err)
+			}
+		case <-upg.Exit():
+			return
+		}
+	}
 }
 
 // inherited are the descriptors that the process had when it started: what the Go
