@@ -78,15 +78,29 @@ func (s *supervisor) spawn(instance string) (pid int, err error) {
 		defer syscall.Close(log)
 		stdout, stderr = uintptr(log), uintptr(log)
 	}
-	pid, err = syscall.ForkExec(path, s.in.args, &syscall.ProcAttr{
-		Env:   s.environ(instance),
-		Files: []uintptr{0, stdout, stderr},
+	p := &program{path: path, argv: s.in.args, env: s.environ(instance), files: []uintptr{0, stdout, stderr}}
+	if s.first == nil {
+		if err := s.manager.activate(p); err != nil {
+			return 0, err
+		}
+		defer s.manager.env.Close() // it has got them, or nobody will
+	}
+	pid, err = syscall.ForkExec(p.path, p.argv, &syscall.ProcAttr{
+		Env:   p.env,
+		Files: p.files,
 		Sys:   &syscall.SysProcAttr{Setpgid: true},
 	})
 	if err != nil {
 		return 0, &fs.PathError{Op: "start", Path: path, Err: err}
 	}
 	return pid, nil
+}
+
+// program is what is to be started.
+type program struct {
+	path      string
+	argv, env []string
+	files     []uintptr
 }
 
 // environ is this process's own, less what belongs to one process, and with what the
@@ -123,7 +137,8 @@ func (s *supervisor) next() {
 	}
 	s.again = false
 	if err := s.start(); err != nil {
-		s.in.say("no successor was started: %s; %v goes on", sentence(err), s.owner)
+		s.failure = "no successor was started: " + sentence(err)
+		s.in.say("%s; %v goes on", s.failure, s.owner)
 	}
 }
 
@@ -262,6 +277,7 @@ func (s *supervisor) failed(a *attempt) {
 	if a.reason != "" {
 		text += "; " + a.reason
 	}
+	s.failure = text
 	if s.owner != nil {
 		text += fmt.Sprintf("; %v goes on", s.owner)
 	}

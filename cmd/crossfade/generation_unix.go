@@ -29,6 +29,8 @@ type generation struct {
 	outside  bool                // it is no descendant of this process
 	owned    bool                // it has owned
 	gone     time.Time           // when its end was noticed
+	deadline time.Time           // when it ends at the latest, as it says; zero if it does not
+	sockets  int                 // that it had open when this was looked for last
 	status   *syscall.WaitStatus // how it has ended; nil if that is unknown
 }
 
@@ -182,8 +184,9 @@ func (s *supervisor) see(v *sighting) {
 	}
 	switch {
 	case st == nil:
-		s.owner, s.inTheWay = nil, ""
+		s.owner, s.ready, s.inTheWay = nil, false, ""
 	case st.State.Owns():
+		s.ready = st.Ready
 		s.owns(v)
 		s.inTheWay = s.obstacle(st)
 	default:
@@ -239,6 +242,9 @@ func (s *supervisor) owns(v *sighting) {
 		text += fmt.Sprintf(", %d ms after its start", time.Since(a.began).Milliseconds())
 	case g.owned:
 		text += " again"
+	}
+	if !g.owned {
+		s.failure = ""
 	}
 	if g.outside {
 		text += "; it does not descend from this process and gets no signals from it: `crossfade stop` ends it"
@@ -296,6 +302,9 @@ func (s *supervisor) noticeOthers(st *crossfade.Status) {
 	}
 	for _, older := range st.Draining {
 		s.notice(older.Process)
+		if g := s.find(older.Process.PID, older.Process.Instance); g != nil {
+			g.deadline = older.Deadline
+		}
 	}
 }
 

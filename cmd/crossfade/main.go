@@ -58,7 +58,7 @@ var commands = []*command{
 	runCommand, superviseCommand,
 	statusCommand, waitCommand, checkCommand,
 	upgradeCommand, cancelCommand, settleCommand, rollbackCommand, drainCommand, stopCommand,
-	versionCommand, helpCommand, completionCommand, manCommand,
+	versionCommand, helpCommand, completionCommand, manCommand, activateCommand,
 }
 
 // invocation is one call of a command.

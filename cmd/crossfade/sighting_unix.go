@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -139,7 +140,9 @@ func (s *supervisor) changed(v *sighting) {
 	s.see(v)
 	switch {
 	case v.event != nil && v.event.Failure != nil:
-		s.fails(v.event.Failure)
+		f := v.event.Failure
+		s.failure = fmt.Sprintf("%s has failed to take over: %s", name(f.Successor), f.Reason)
+		s.fails(f)
 	case v.err == nil || v.nobody():
 		s.trouble = ""
 	case (errors.Is(v.err, crossfade.ErrOwnerUnknown) || !passes(v.err)) && sentence(v.err) != s.trouble:

@@ -26,6 +26,9 @@ SIGTERM, SIGINT and SIGQUIT go to every generation, other signals to the owner. 
 somebody owns, SIGHUP waits for at most --timeout. A program that has not come to own
 until then does not use the library, as it seems, and gets SIGHUP like any other signal.
 
+Below systemd, with Type=notify, it speaks for the service: when it is ready, reloads, stops
+or does not answer, and in the status who owns. Activated sockets go to the first generation.
+
 It ends with the status of the process that owned last: 128 and the number of the
 signal if one has ended it. The exit codes below are for the other cases. Without
 --socket and CROSSFADE_SOCKET it makes a socket in a directory of its own.`,

@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,7 +40,12 @@ func init() {
 		check(os.Setenv(processEnv, "supervised"))
 		tool.Main()
 	}
-	processes["supervised"] = supervisedMain
+	processes["supervised"] = func() {
+		if len(os.Args) > 1 && os.Args[1] == "activate" { // the tool again, in between
+			tool.Main()
+		}
+		supervisedMain()
+	}
 	processes["forsaker"] = forsaker
 	processes["loiterer"] = loiterer
 	processes["daemon"] = daemonMain
@@ -104,7 +110,7 @@ func supervisedMain() {
 func serveConduct() {
 	exe, err := os.Executable()
 	check(err)
-	say("started as %s, inherited %v, instance %q", exe, inheritedFiles(), os.Getenv("CROSSFADE_INSTANCE"))
+	say("started as %s, inherited %v, instance %q, of the manager %q", exe, inheritedFiles(), os.Getenv("CROSSFADE_INSTANCE"), ofManager())
 	signals := make(chan os.Signal, 16) // none is lost while another is answered
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGQUIT)
 	go func() {
@@ -258,6 +264,21 @@ func plainMain() {
 	}
 }
 
+// ofManager are the variables that a service manager sets, with this process's number by
+// another name.
+func ofManager() []string {
+	var found []string
+	for _, kv := range os.Environ() {
+		for _, name := range []string{"NOTIFY_", "LISTEN_", "WATCHDOG_", "FDSTORE"} {
+			if strings.HasPrefix(kv, name) {
+				found = append(found, strings.ReplaceAll(kv, strconv.Itoa(os.Getpid()), "self"))
+			}
+		}
+	}
+	slices.Sort(found)
+	return found
+}
+
 // inheritedFiles are the descriptors that this process has got from who started it: those
 // that it opens itself are close-on-exec.
 func inheritedFiles() []int {
@@ -279,6 +300,7 @@ type supervision struct {
 	socket  string
 	stdin   *os.File // nil: a pipe whose other end the test holds
 	cmd     *exec.Cmd
+	begin   func(*exec.Cmd) error
 	pid     int
 
 	mu    sync.Mutex
@@ -297,7 +319,7 @@ func newSupervision(t *testing.T, args ...string) *supervision {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	s := &supervision{
-		t: t, dir: dir, conduct: filepath.Join(dir, "conduct"), socket: filepath.Join(dir, "control.sock"),
+		t: t, dir: dir, begin: (*exec.Cmd).Start, conduct: filepath.Join(dir, "conduct"), socket: filepath.Join(dir, "control.sock"),
 		taken: make(map[int]bool), more: make(chan struct{}), ended: make(chan struct{}),
 	}
 	exe, err := os.Executable()
@@ -348,7 +370,7 @@ func (s *supervision) start() *supervision {
 	if s.stdin != nil {
 		s.cmd.Stdin = s.stdin
 	}
-	err = s.cmd.Start()
+	err = s.begin(s.cmd)
 	w.Close()
 	stdin.Close()
 	go s.read(out)

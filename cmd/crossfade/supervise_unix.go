@@ -24,19 +24,21 @@ import (
 // This file is supervise: one goroutine that acts on signals, on the ends of processes and
 // on what is learned of the service, until nothing is left of it. Its processes are in
 // generation_unix.go, how it starts one in attempt_unix.go; who owns the service it learns
-// by sighting_unix.go, and about other processes by reaper_*.go.
+// by sighting_unix.go, about other processes by reaper_*.go, and what it tells a service
+// manager is in manager_unix.go.
 
 // supervisor has the processes of one service. Everything belongs to the goroutine of
 // loop: it starts processes, waits for them and signals them, so that a child
 // which it has not reaped keeps its number while a signal is sent to it. Others give it
 // what they have found out through post.
 type supervisor struct {
-	in    *invocation
-	opts  superviseOptions
-	path  string // of the program, not resolved; without a slash it is looked for in PATH
-	ctx   context.Context
-	inbox chan func()
-	wg    sync.WaitGroup // the goroutines that post; they end with ctx
+	in      *invocation
+	opts    superviseOptions
+	manager *manager
+	path    string // of the program, not resolved; without a slash it is looked for in PATH
+	ctx     context.Context
+	inbox   chan func()
+	wg      sync.WaitGroup // the goroutines that post; they end with ctx
 
 	live  []*generation // those that have not ended, as far as is known
 	ended []*generation // the last that have, the newest last
@@ -48,6 +50,10 @@ type supervisor struct {
 	attempt   *attempt       // of a process that this one has started; nil for none
 	again     bool           // a SIGHUP waits for its turn
 	trouble   string         // why it cannot be told who owns; empty if it can
+	ready     bool           // the owner is, as far as is known
+	hangUps   int            // how many have come
+	failure   string         // what became of the last attempt; empty if it has come to own
+	shrank    time.Time      // when there was less to do before the end than before
 	inTheWay  string         // what a successor would be refused for now; empty for nothing
 	plain     bool           // the program does not use the library, as it seems
 	stop      syscall.Signal // what every generation gets, also one that turns up later; 0 for nothing
@@ -72,6 +78,17 @@ func supervise(ctx context.Context, in *invocation, opts superviseOptions) resul
 	signal.Notify(children, syscall.SIGCHLD)
 	defer signal.Stop(children)
 
+	m, err := meetManager(in)
+	if err != nil {
+		return notStarted(in, fmt.Errorf("what the service manager has passed: %w", err))
+	}
+	r := superviseFor(ctx, in, opts, m, signals, children)
+	m.farewell(r.reason)
+	return r
+}
+
+// superviseFor is the supervision for a manager, who is still to be told how it ends.
+func superviseFor(ctx context.Context, in *invocation, opts superviseOptions, m *manager, signals, children <-chan os.Signal) result {
 	if err := sealDescriptors(); err != nil {
 		return notStarted(in, fmt.Errorf("the descriptors that this process has inherited: %w", err))
 	}
@@ -83,13 +100,15 @@ func supervise(ctx context.Context, in *invocation, opts superviseOptions) resul
 		return notStarted(in, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &supervisor{in: in, opts: opts, path: programPath(in.args[0]), ctx: ctx, inbox: make(chan func()), hurry: make(chan struct{}, 1)}
+	s := &supervisor{in: in, opts: opts, manager: m, path: programPath(in.args[0]), ctx: ctx, inbox: make(chan func()), hurry: make(chan struct{}, 1)}
 	if err := s.start(); err != nil {
 		cancel()
 		remove()
 		return notStarted(in, err)
 	}
 	s.wg.Go(s.watch)
+	s.wg.Go(s.watchdog)
+	s.announce()
 	r := s.loop(signals, children)
 	cancel()
 	for _, g := range s.live {
@@ -165,6 +184,7 @@ func (s *supervisor) loop(signals, children <-chan os.Signal) result {
 		case do := <-s.inbox:
 			do()
 		}
+		s.announce()
 	}
 	return *s.outcome
 }
@@ -231,6 +251,7 @@ func (s *supervisor) forward(sig syscall.Signal, to []*generation) {
 
 // hangUp starts a successor, or remembers to.
 func (s *supervisor) hangUp() {
+	s.hangUps++
 	switch {
 	case s.stop != 0:
 		s.in.say("SIGHUP: no successor is started, as the service is being stopped")
