@@ -217,6 +217,13 @@ func (s *supervisor) end(g *generation) {
 	})
 }
 
+// hasStarted reports whether this process has started that one.
+func (s *supervisor) hasStarted(p crossfade.Process) bool {
+	return slices.ContainsFunc(slices.Concat(s.live, s.ended), func(g *generation) bool {
+		return g.started && (g.instance == p.Instance || g.pid == p.PID)
+	})
+}
+
 // fails notes why an attempt has failed, which the owner has said: its process should
 // exit by itself.
 func (s *supervisor) fails(f *crossfade.Failure) {

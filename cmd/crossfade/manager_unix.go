@@ -162,7 +162,7 @@ func (s *supervisor) standing() string {
 	case s.owner != nil:
 		text = fmt.Sprintf("%v owns the service", s.owner)
 	case s.last != nil:
-		text = "nobody owns the service any more"
+		text = fmt.Sprintf("%v, which has owned the service, has ended", s.last)
 	case s.plain:
 		text = fmt.Sprintf("nobody has come to own the service within %v: does it use the library?", s.opts.timeout.limit)
 	default:

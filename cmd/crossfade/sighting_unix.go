@@ -141,7 +141,9 @@ func (s *supervisor) changed(v *sighting) {
 	switch {
 	case v.event != nil && v.event.Failure != nil:
 		f := v.event.Failure
-		s.failure = fmt.Sprintf("%s has failed to take over: %s", name(f.Successor), f.Reason)
+		if !s.hasStarted(f.Successor) { // of those failed says more
+			s.failure = fmt.Sprintf("%s has failed to take over: %s", name(f.Successor), f.Reason)
+		}
 		s.fails(f)
 	case v.err == nil || v.nobody():
 		s.trouble = ""

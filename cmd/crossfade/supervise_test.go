@@ -651,12 +651,12 @@ func TestSuperviseGoesOnWhenASuccessorFails(t *testing.T) {
 	}{
 		{"exits with 1", "-exit=1", []string{"exit status 1"}},
 		{"exits with 0", "-exit=0", []string{"exit status 0"}},
-		{"hangs", "-hang", []string{"signal: killed", "within 2s"}},
-		{"never connects", "-deaf", []string{"signal: killed", "within 2s"}},
+		{"hangs", "-hang", []string{"signal: killed", "within 5s"}},
+		{"never connects", "-deaf", []string{"signal: killed", "within 5s"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSupervision(t, "--timeout", "2s").start()
+			s := newSupervision(t, "--timeout", "5s").start()
 			first, address := s.owned(1)
 			s.behave(c.conduct)
 			s.signal(syscall.SIGHUP)
