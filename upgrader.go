@@ -182,13 +182,13 @@ func (u *Upgrader) first(claim *rendezvous.Claim, generation uint64) error {
 	u.server.Own(generation, false, true)
 	u.markSettled()
 	u.markGone()
-	if claim == nil {
-		return nil
+	if claim != nil {
+		if err := u.openControl(); err != nil {
+			return errors.Join(err, claim.Unlink())
+		}
+		u.watchOnce.Do(func() { go u.watchControl() })
 	}
-	if err := u.openControl(); err != nil {
-		return errors.Join(err, claim.Unlink())
-	}
-	u.watchOnce.Do(func() { go u.watchControl() })
+	u.log.Info("this process owns the service", "generation", generation)
 	return nil
 }
 
