@@ -63,10 +63,23 @@ func awaitGone(ctx context.Context, in *invocation, generation uint64) result {
 	}
 }
 
-// stillThere says what a generation does that has not exited, empty if it has.
+// stillThere says what a generation does that has not exited, or that it is yet to come;
+// empty if it has exited. Numbers grow with every attempt: of those above its own the
+// owner knows the last that it has given.
 func stillThere(s *crossfade.Status, generation uint64) string {
-	if s.Process.Generation == generation {
+	given := s.Process.Generation
+	switch a, f := s.Attempt, s.LastFailure; {
+	case given == generation:
 		return name(s.Process) + " owns"
+	case a != nil && a.Successor.Generation == generation:
+		return name(a.Successor) + " is taking over"
+	case a != nil:
+		given = max(given, a.Successor.Generation)
+	case f != nil:
+		given = max(given, f.Successor.Generation)
+	}
+	if generation > given {
+		return fmt.Sprintf("there has been no generation %d yet: the last is %d, and %s owns", generation, given, name(s.Process))
 	}
 	if i := slices.IndexFunc(s.Draining, func(g crossfade.Generation) bool { return g.Process.Generation == generation }); i >= 0 {
 		g := s.Draining[i]

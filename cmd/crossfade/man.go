@@ -55,11 +55,37 @@ func manPage(commands []*command) string {
 		m.tagged(fmt.Sprint(int(c)), c.meaning())
 	}
 	m.line(".SH ENVIRONMENT")
-	m.tagged("CROSSFADE_SOCKET", "the control socket of the service, where --socket is not given")
+	for _, v := range environment {
+		m.tagged(v.name, v.meaning)
+	}
+	m.line(".SH FILES")
+	for _, f := range files {
+		m.tagged(f.name, f.meaning)
+	}
 	m.line(".SH SEE ALSO")
 	m.text("The objects of --json are described in docs/tool.md of the module github.com/crossfade-go/crossfade, " +
 		"and what to do when something is wrong in docs/operations.md.")
 	return m.String()
+}
+
+// environment is what the tool reads, or sets for what it starts.
+var environment = []struct{ name, meaning string }{
+	{"CROSSFADE_SOCKET", "the control socket of the service, where `--socket` is not given. The commands `run` and `supervise` set it for what they start, " +
+		"and a health check finds it"},
+	{"CROSSFADE_INSTANCE, CROSSFADE_EPOCH, CROSSFADE_FORCE, CROSSFADE_PROBATION, CROSSFADE_AT_PROBATION_END", "set for what `run` and `supervise` " +
+		"start, as their flags say, and not read. A health check finds CROSSFADE_INSTANCE and CROSSFADE_GENERATION of the new owner"},
+	{"TMPDIR", "where `run` puts the output of what it starts, without `--log`, and `supervise` a control socket that it makes itself; default: /tmp"},
+	{"PATH", "where `run` and `supervise` look for a program without a slash in its name"},
+	{"NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID", "read by `supervise`, which speaks to systemd for " +
+		"the service. Only the sockets are passed on, to the first generation"},
+}
+
+// files are those that the tool knows.
+var files = []struct{ name, meaning string }{
+	{"SOCKET", "the control socket, made by the first generation and removed by an owner that stops for good. Nothing else should touch it"},
+	{"SOCKET.lock", "says by its lock (flock(2)) whether anybody owns the service. It is never removed: without it two processes could own at once"},
+	{"$TMPDIR/crossfade-*.log", "the output of what `run` has started, one file for each, mode 0600. Nobody removes them"},
+	{"$TMPDIR/crossfade-*/control.sock", "the control socket that `supervise` makes where none is given, removed in the end"},
 }
 
 // manual writes the macros of man(7).

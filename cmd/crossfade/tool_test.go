@@ -297,6 +297,13 @@ func TestWhatWaitMisses(t *testing.T) {
 		return s
 	}
 	same := func(*crossfade.Status) {}
+	failed := func(s *crossfade.Status) {
+		s.LastFailure = &crossfade.Failure{Successor: crossfade.Process{Generation: 5}}
+	}
+	takingOver := func(s *crossfade.Status) {
+		failed(s)
+		s.Attempt = &crossfade.Attempt{Successor: crossfade.Process{Generation: 6, PID: 403}}
+	}
 	onProbation := func(s *crossfade.Status) { s.Probation = new(crossfade.Probation) }
 	draining := func(state crossfade.State) func(*crossfade.Status) {
 		return func(s *crossfade.Status) {
@@ -328,6 +335,12 @@ func TestWhatWaitMisses(t *testing.T) {
 		{"--gone 3", owner(draining(crossfade.StateDraining)), "generation 3 (pid 301) is draining, with 2 connections"},
 		{"--gone 2", owner(draining(crossfade.StateDraining)), ""},
 		{"--gone 4", owner(same), is + "owns"},
+		{"--gone 5", owner(same), "there has been no generation 5 yet: the last is 4, and " + is + "owns"},
+		{"--gone 5", owner(failed), ""},
+		{"--gone 6", owner(failed), "there has been no generation 6 yet: the last is 5, and " + is + "owns"},
+		{"--gone 6", owner(takingOver), "generation 6 (pid 403) is taking over"},
+		{"--gone 5", owner(takingOver), ""},
+		{"--gone 7", owner(takingOver), "there has been no generation 7 yet: the last is 6, and " + is + "owns"},
 		{"--version v2 --settled", owner(onProbation), is + "owns and is not settled: its predecessor can come back"},
 	} {
 		if got := tool.Unmet(test.status, strings.Fields(test.flags)...); got != test.want {

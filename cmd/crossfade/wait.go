@@ -22,7 +22,7 @@ waited for like everything else. Only what does not pass ends it at once, such a
 missing permission.
 
 With --gone it returns when that older process has exited, as far as the owner knows: one
-that has rolled back is in nobody's list, and counts as gone.`,
+that has rolled back is in nobody's list, and counts as gone. One that is yet to come does not.`,
 	example: "crossfade wait --socket /run/app/control.sock --version v2 --settled --timeout 2m",
 	codes:   []code{codeDone, codeTimeout, codeDenied, codeRefused},
 	define: func(flags *flag.FlagSet) func(context.Context, *invocation) result {
