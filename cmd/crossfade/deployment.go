@@ -47,6 +47,7 @@ type deployment struct {
 	answered    bool                 // it has said itself that it owns
 	failure     *crossfade.Failure   // what the owner says of its attempt
 	lines       []string             // its last words
+	busy        *crossfade.Process   // whose deployment was in its way
 }
 
 // start starts the new process and begins to watch the service.
@@ -216,7 +217,7 @@ func (d *deployment) conclude(ctx context.Context) result {
 			then = "it rolls back"
 		}
 		return d.succeeded(fmt.Sprintf("; on probation until %s, when %s: `crossfade settle` and `crossfade rollback` decide before",
-			d.probation.Until.UTC().Format(time.RFC3339), then))
+			clock(d.probation.Until), then))
 	default:
 		return d.succeeded("")
 	}
@@ -580,6 +581,9 @@ func (d *deployment) lost(why string, s sight) result {
 	serving := s.owner()
 	c := codeUnknown
 	switch {
+	case d.intruder(s) != nil:
+		c, d.busy = codeBusy, d.intruder(s)
+		text += fmt.Sprintf("; another deployment has come in between, that of %s; %s serves", name(*d.busy), name(*serving))
 	case serving == nil && errors.Is(s.err, crossfade.ErrNoOwner):
 		c = codeNobody
 		text += "; nobody serves"
@@ -605,6 +609,25 @@ func (d *deployment) lost(why string, s sight) result {
 	}
 	d.quote()
 	return d.report(c, serving, text)
+}
+
+// intruder is whose deployment was in the way of the new process, nil if none was: its
+// attempt began after the rehearsal, and the owner knows nothing of the new process,
+// which has exited by itself.
+func (d *deployment) intruder(s sight) *crossfade.Process {
+	if d.child == nil || d.owner != nil || d.failure != nil || d.child.sent != "" || !d.child.hasExited() || !d.others(s) {
+		return nil
+	}
+	switch st := s.status; {
+	case d.before == nil || s.owner().Instance != d.before.Instance:
+		return s.owner()
+	case st.Attempt != nil:
+		return &st.Attempt.Successor // the rehearsal would have been told of an earlier one
+	case st.LastFailure != nil && st.LastFailure.At.After(d.began):
+		return &st.LastFailure.Successor
+	default:
+		return nil
+	}
 }
 
 // unhealthy is the report when the new process serves and should not.

@@ -16,6 +16,7 @@ var (
 	RenderStatus = renderStatus
 	StatusObject = statusObject
 	Printable    = printable
+	Clock        = clock
 )
 
 // Command is what a test sees of a command.

@@ -305,6 +305,9 @@ func (d *deployment) fields() object {
 	if d.log != nil && d.log.path != "" {
 		f["log"] = d.log.path
 	}
+	if d.busy != nil {
+		f["who"] = process(d.busy)
+	}
 	if d.lines != nil {
 		f["output"] = d.lines
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade"
+	tool "github.com/crossfade-go/crossfade/cmd/crossfade"
 )
 
 func TestRunReplaces(t *testing.T) {
@@ -263,7 +264,7 @@ func TestRunProbation(t *testing.T) {
 	if p := o.Probation; p == nil || p.Predecessor != *old || p.AtEnd != "settle" || p.Until.IsZero() {
 		t.Errorf("%+v", p)
 	}
-	if !strings.Contains(o.Reason, "on probation until") || !strings.Contains(o.Reason, "crossfade settle") {
+	if !strings.Contains(o.Reason, "on probation until "+tool.Clock(o.Probation.Until)+", when") || !strings.Contains(o.Reason, "crossfade settle") {
 		t.Errorf("%q", o.Reason)
 	}
 	// Meanwhile it hands over to nobody, and nothing is started.
@@ -305,6 +306,48 @@ func TestRunTwoAtOnce(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 	s.wantServing(o, o.Started)
+}
+
+// TestRunComesSecond: another deployment slips in after the rehearsal.
+func TestRunComesSecond(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		other []string // what the new process of the other one does
+		comes func(*crossfade.Status) bool
+	}{
+		{"under way", []string{"-do", "hang@offered"}, func(st *crossfade.Status) bool { return st.Attempt != nil }},
+		{"on probation", nil, func(st *crossfade.Status) bool { return st.Probation != nil }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			s.first()
+			second := s.prepare(nil, s.service("v2", "-do", "hold@start")).start()
+			release := s.arrived() // which has not asked for anything yet
+			other := s.prepare([]string{"--probation", "1h", "--instance", "other"}, s.service("v3", tt.other...)).start()
+			owner := s.awaitOwner("the other", tt.comes)
+			release()
+			o := second.wait()
+			s.wantExit(o, 4)
+			if o.Who == nil || o.Who.Instance != "other" || o.Serving == nil || o.Serving.PID != owner.Process.PID || !equal(o.ExitStatus, 1) ||
+				!strings.Contains(o.Reason, "another deployment has come in between") {
+				t.Errorf("%+v", o)
+			}
+			s.signal(other.cmd.Process.Pid, syscall.SIGTERM)
+			other.wait()
+		})
+	}
+	t.Run("and this one fails by itself", func(t *testing.T) {
+		t.Parallel()
+		s := newStage(t)
+		old := s.first()
+		o := s.run(5, nil, s.service("v2", "-do", "exit1@start"))
+		s.wantServing(o, old)
+		if o.Who != nil {
+			t.Errorf("%+v", o)
+		}
+	})
 }
 
 func TestRunRefused(t *testing.T) {

@@ -199,7 +199,7 @@ func renderDescriptors(b *strings.Builder, s *crossfade.Status) {
 	w.Flush()
 }
 
-// clock is a point in time.
+// clock is a point in time, as people get it everywhere.
 func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
 
 // until is what is left of a limit.

@@ -124,7 +124,7 @@ func watchLive(ctx context.Context, in *invocation, screen *terminal) error {
 // see takes a sight in. What the end of ctx has broken off is none.
 func (v *live) see(ctx context.Context, s sight) {
 	if e := s.event; e != nil {
-		text := fmt.Sprintf("%s  %s: %s", e.At.UTC().Format("15:04:05Z"), name(e.Process), e.Text)
+		text := fmt.Sprintf("%s  %s: %s", clock(e.At), name(e.Process), e.Text)
 		if e.Failure != nil {
 			text += ": " + e.Failure.Reason
 		}
