@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,75 +14,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-go/crossfade/examples/internal/trial"
 	"github.com/crossfade-go/crossfade/internal/leak"
 )
-
-// serverEnv makes the test binary the example. Its name must not begin with
-// CROSSFADE_, which New removes.
-const serverEnv = "CHAT_TEST_SERVER"
 
 // limit bounds what must not hang.
 const limit = time.Minute
 
 func TestMain(m *testing.M) {
-	if os.Getenv(serverEnv) != "" {
+	if trial.IsExample() {
 		main()
 		os.Exit(0)
 	}
 	leak.Main(m)
-}
-
-// server is a running example.
-type server struct {
-	*exec.Cmd
-	t     *testing.T
-	lines *bufio.Scanner
-}
-
-func start(t *testing.T, socket, address string) *server {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe, "-socket", socket, "-listen", address)
-	cmd.Env = append(os.Environ(), serverEnv+"=1", "GORACE=atexit_sleep_ms=0")
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	timer := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
-	t.Cleanup(func() {
-		timer.Stop()
-		if cmd.ProcessState == nil {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait() // it was killed
-		}
-	})
-	return &server{cmd, t, bufio.NewScanner(out)}
-}
-
-// logs waits for a line with this text and returns it.
-func (s *server) logs(text string) string {
-	s.t.Helper()
-	for s.lines.Scan() {
-		if strings.Contains(s.lines.Text(), text) {
-			return s.lines.Text()
-		}
-		s.t.Log(s.lines.Text())
-	}
-	s.t.Fatalf("process %d ends without %q: %v", s.Process.Pid, text, s.lines.Err())
-	return ""
-}
-
-// field returns the value of key=value in a line.
-func field(line, key string) string {
-	_, rest, _ := strings.Cut(line, key+"=")
-	value, _, _ := strings.Cut(rest, " ")
-	return value
 }
 
 // guest talks to itself, and checks what it hears.
@@ -112,11 +54,13 @@ func (g *guest) talk(stop <-chan struct{}) error {
 	go func() {
 		n := int64(0)
 		defer func() { said <- n }()
+		pause := time.NewTicker(time.Millisecond) // else nobody else would get to do anything
+		defer pause.Stop()
 		for {
 			select {
 			case <-stop:
 				return
-			default:
+			case <-pause.C:
 			}
 			line := strconv.FormatInt(n+1, 10) + "\n"
 			if _, err := g.conn.Write([]byte(line[:1])); err != nil {
@@ -152,14 +96,7 @@ func (g *guest) talk(stop <-chan struct{}) error {
 
 func TestClientsStayOverTenUpgrades(t *testing.T) {
 	const guests, upgrades = 6, 10
-	dir, err := os.MkdirTemp("", "chat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
-	serving := start(t, socket, "127.0.0.1:0")
-	address := field(serving.logs("INFO serving"), "address")
+	serving, socket, address := trial.FirstExample(t)
 
 	stop := make(chan struct{})
 	var talking sync.WaitGroup
@@ -174,15 +111,13 @@ func TestClientsStayOverTenUpgrades(t *testing.T) {
 		})
 	}
 	for range upgrades {
-		next := start(t, socket, address)
-		next.logs("INFO serving")
-		line := serving.logs("the clients have moved")
-		if field(line, "moved") != strconv.Itoa(guests) || field(line, "left") != "0" {
+		next := trial.StartExample(t, socket, address)
+		next.Logs("INFO serving")
+		line := serving.Logs("the clients have moved")
+		if trial.Field(line, "moved") != strconv.Itoa(guests) || trial.Field(line, "left") != "0" {
 			t.Errorf("the predecessor says: %s", line)
 		}
-		if err := serving.Wait(); err != nil {
-			t.Errorf("the predecessor ends: %v", err)
-		}
+		serving.Exits()
 		serving = next
 	}
 	close(stop)

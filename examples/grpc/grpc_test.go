@@ -3,14 +3,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,93 +17,19 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-)
 
-// serverEnv makes the test binary the example. Its name must not begin with
-// CROSSFADE_, which New removes.
-const serverEnv = "GRPC_TEST_SERVER"
+	"github.com/crossfade-go/crossfade/examples/internal/trial"
+)
 
 // limit bounds what must not hang.
 const limit = time.Minute
 
 func TestMain(m *testing.M) {
-	if os.Getenv(serverEnv) != "" {
+	if trial.IsExample() {
 		main()
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
-}
-
-// server is a running example.
-type server struct {
-	*exec.Cmd
-	t     *testing.T
-	lines *bufio.Scanner
-}
-
-func start(t *testing.T, socket, address string) *server {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe, "-socket", socket, "-listen", address)
-	cmd.Env = append(os.Environ(), serverEnv+"=1", "GORACE=atexit_sleep_ms=0")
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	timer := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
-	t.Cleanup(func() {
-		timer.Stop()
-		if cmd.ProcessState == nil {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait() // it was killed
-		}
-	})
-	return &server{cmd, t, bufio.NewScanner(out)}
-}
-
-// logs waits for a line with this text and returns it.
-func (s *server) logs(text string) string {
-	s.t.Helper()
-	for s.lines.Scan() {
-		if strings.Contains(s.lines.Text(), text) {
-			return s.lines.Text()
-		}
-		s.t.Log(s.lines.Text())
-	}
-	s.t.Fatalf("process %d ends without %q: %v", s.Process.Pid, text, s.lines.Err())
-	return ""
-}
-
-// exits waits for the end of a process that has finished its work.
-func (s *server) exits() {
-	s.t.Helper()
-	for s.lines.Scan() {
-		s.t.Log(s.lines.Text())
-	}
-	if err := s.Wait(); err != nil {
-		s.t.Errorf("process %d ends: %v", s.Process.Pid, err)
-	}
-}
-
-// first starts a service of its own and returns its address.
-func first(t *testing.T) (s *server, socket, address string) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "grpc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket = filepath.Join(dir, "s")
-	s = start(t, socket, "127.0.0.1:0")
-	_, rest, _ := strings.Cut(s.logs("INFO serving"), "address=")
-	address, _, _ = strings.Cut(rest, " ")
-	return s, socket, address
 }
 
 // dial returns a client that retries nothing.
@@ -132,7 +54,7 @@ func TestNoCallFails(t *testing.T) {
 	const upgrades, clients = 10, 4
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	serving, socket, address := first(t)
+	serving, socket, address := trial.FirstExample(t)
 	var calls, failed atomic.Int64
 	call := func(conn *grpc.ClientConn) {
 		if _, err := pid(ctx, conn); err != nil {
@@ -163,9 +85,9 @@ func TestNoCallFails(t *testing.T) {
 		})
 	}
 	for range upgrades {
-		next := start(t, socket, address)
-		next.logs("INFO serving")
-		serving.exits()
+		next := trial.StartExample(t, socket, address)
+		next.Logs("INFO serving")
+		serving.Exits()
 		serving = next
 	}
 	close(stop)
@@ -190,7 +112,7 @@ func isClosed(ch <-chan struct{}) bool {
 func TestStreamsFinish(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	old, socket, address := first(t)
+	old, socket, address := trial.FirstExample(t)
 	conn := dial(t, address)
 	raw, err := conn.NewStream(ctx, &echoStream, echoMethod)
 	if err != nil {
@@ -213,8 +135,8 @@ func TestStreamsFinish(t *testing.T) {
 	}
 	wantHealth(t, health, grpc_health_v1.HealthCheckResponse_SERVING)
 
-	next := start(t, socket, address)
-	next.logs("INFO serving")
+	next := trial.StartExample(t, socket, address)
+	next.Logs("INFO serving")
 	wantHealth(t, health, grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	echo(2)
 	if got, err := pid(ctx, dial(t, address)); err != nil || got != next.Process.Pid {
@@ -228,11 +150,11 @@ func TestStreamsFinish(t *testing.T) {
 		t.Errorf("the stream ends with %v", err)
 	}
 	_ = conn.Close() // the watch of its health has no other end
-	old.exits()
+	old.Exits()
 	if err := next.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	next.exits()
+	next.Exits()
 }
 
 func wantHealth(t *testing.T, health grpc_health_v1.Health_WatchClient, want grpc_health_v1.HealthCheckResponse_ServingStatus) {
