@@ -490,6 +490,18 @@ func TestHundredBadClientsDelayNobody(t *testing.T) {
 // complaints counts the lines so far that an operator is to see.
 func (p *process) complaints() int { return p.logged("level=WARN") + p.logged("level=ERROR") }
 
+// Whoever looks for it in the logs of all generations finds who owned when.
+func TestEveryGenerationLogsThatItOwns(t *testing.T) {
+	t.Parallel()
+	d, spec, owner, _ := startOwner(t)
+	owner.awaitLog("this process owns the service", "generation=1")
+	next := d.launch(spec)
+	next.awaitLog("this process owns the service", "generation=2")
+	if n := owner.logged("this process owns the service"); n != 1 {
+		t.Errorf("the first has said so %d times", n)
+	}
+}
+
 func TestPIDFile(t *testing.T) {
 	wantPID := func(t *testing.T, path string, p *process) {
 		t.Helper()
