@@ -18,7 +18,7 @@ import (
 const (
 	envNotifySocket = "NOTIFY_SOCKET"  // where to send messages
 	envListenPID    = "LISTEN_PID"     // whom the descriptors are meant for
-	envListenPIDFD  = "LISTEN_PIDFDID" // the same as the inode number of its pidfd, v258
+	envListenPIDFD  = "LISTEN_PIDFDID" // the same as the inode number of its pidfd, v259
 	envListenFDs    = "LISTEN_FDS"     // how many there are, from firstSocket on
 	envListenNames  = "LISTEN_FDNAMES" // their names, with colons between them, v227
 	envWatchdog     = "WATCHDOG_USEC"  // how often the manager has to hear from it
