@@ -22,6 +22,9 @@
 //	| length | nfds   | zero   | payload             |
 //	+--------+--------+--------+---------------------+
 //
+// [SendDatagram] is beside all this: it speaks to a socket whose protocol is
+// somebody else's, such as the notification socket of a service manager.
+//
 // The package knows nothing about what a payload means. A program that wants
 // to hand its listeners over uses package crossfade; this one is for those who
 // build a protocol of their own on descriptors.
