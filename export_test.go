@@ -10,6 +10,9 @@ import (
 // SetSameUnit says which processes are in this one's unit.
 func SetSameUnit(f func(pid int) (bool, error)) { sameUnit = f }
 
+// DefaultAuthorize is what Config.Authorize is by default.
+var DefaultAuthorize = defaultAuthorize
+
 // MaxHanded is how many connections may wait for Accept of HandedOver.
 const MaxHanded = maxHanded
 

@@ -74,6 +74,7 @@ type serviceSpec struct {
 	Socket            string
 	SocketMode        os.FileMode
 	SocketGroup       string
+	ReadGroup         string
 	Instance          string
 	BuildVersion      string
 	Epoch             uint64
@@ -217,6 +218,7 @@ var sentinels = map[string]error{
 	"ErrCancelled":         crossfade.ErrCancelled,
 	"ErrNoOwner":           crossfade.ErrNoOwner,
 	"ErrLimit":             crossfade.ErrLimit,
+	"ErrUnsafePath":        crossfade.ErrUnsafePath,
 	"ErrNotTaken":          crossfade.ErrNotTaken,
 	"ErrWrongState":        crossfade.ErrWrongState,
 	"ErrUnimplemented":     crossfade.ErrUnimplemented,
@@ -1192,7 +1194,7 @@ func (s *service) limit() {
 func (s *service) config() *crossfade.Config {
 	spec := s.spec
 	cfg := &crossfade.Config{
-		Socket: spec.Socket, SocketMode: spec.SocketMode, SocketGroup: spec.SocketGroup,
+		Socket: spec.Socket, SocketMode: spec.SocketMode, SocketGroup: spec.SocketGroup, ReadGroup: spec.ReadGroup,
 		Instance: spec.Instance, BuildVersion: spec.BuildVersion, Epoch: spec.Epoch,
 		DialTimeout: spec.DialTimeout, Wait: spec.Wait, ReadyTimeout: spec.ReadyTimeout,
 		MaxReadyTimeout: spec.MaxReadyTimeout, CommitTimeout: spec.CommitTimeout, DrainTimeout: spec.DrainTimeout,
