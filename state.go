@@ -53,9 +53,9 @@ const (
 //
 // On Linux a state is a memfd, and sealed, so that nobody can change it any more.
 // It counts as memory of the control group of this process until this attempt,
-// its probation included, has ended and the successor has closed it. Where there
-// are no memfds, or none are permitted, a state is an unlinked file in
-// [os.TempDir].
+// its probation included, has ended and the successor has closed it. Where they
+// are forbidden there are no states. On other systems a state is an unlinked file
+// in [os.TempDir].
 //
 // Errors: ErrNameTaken if a descriptor has the name; ErrHandoffInProgress as for
 // [Fds]; once this process is out, [Upgrader.Err].

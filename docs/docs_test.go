@@ -480,3 +480,46 @@ func anchors(text string) []string {
 	}
 	return names
 }
+
+// TestSecurityClaimsAreTested: behind each claim of the threat model stands a test
+// that exists, and each actor that could do harm has one.
+func TestSecurityClaimsAreTested(t *testing.T) {
+	known := make(map[string]bool)
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)\(`).FindAllStringSubmatch(read(t, path), -1) {
+			known[m[1]] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := read(t, "security.md")
+	for _, m := range regexp.MustCompile("`((?:Test|Fuzz|Benchmark)[A-Z]\\w+)`").FindAllStringSubmatch(text, -1) {
+		if !known[m[1]] {
+			t.Errorf("security.md names the test %s, which does not exist", m[1])
+		}
+	}
+	for _, row := range table(t, text, "actor", "what it can do", "what keeps it from more", "proved by") {
+		defended := !strings.HasPrefix(row[2], "-")
+		if defended && !strings.Contains(row[3], "Test") {
+			t.Errorf("nothing proves what is said of %q", row[0])
+		}
+	}
+}
+
+// TestWhoMayDoWhat compares the table of the default with the code's kinds of access.
+func TestWhoMayDoWhat(t *testing.T) {
+	var documented, inCode []string
+	text := read(t, "security.md")
+	for _, m := range regexp.MustCompile("(?m)^\\| who \\| `(\\w+)`[^|]*\\| `(\\w+)`[^|]*\\| `(\\w+)`").FindAllStringSubmatch(text, -1) {
+		documented = append(documented, m[1:]...)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^\t(Access\w+) = handoff\.`).FindAllStringSubmatch(read(t, "../access.go"), -1) {
+		inCode = append(inCode, m[1])
+	}
+	compare(t, "kinds of access", documented, inCode)
+}

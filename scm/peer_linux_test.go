@@ -414,3 +414,147 @@ func TestPeerKillOfOneself(t *testing.T) {
 		t.Errorf("Kill of nobody: %v", err)
 	}
 }
+
+func TestPeerExecutable(t *testing.T) {
+	leak.Check(t)
+	path, _, ln := listener(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(t.TempDir(), "copy")
+	if err := os.Link(exe, copied); err != nil {
+		t.Skipf("no second name for this binary: %v", err)
+	}
+	cmd := command(t, "connect and wait", path)
+	cmd.Path = copied
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill() // it has ended, unless the test fails
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	p, err := conn.Peer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.Exited() == nil {
+		t.Skip("this kernel gives no pidfd of a peer")
+	}
+	if got, err := p.Executable(); got != copied || err != nil {
+		t.Errorf("it runs %q, %v, not %q", got, err, copied)
+	}
+	if err := os.Remove(copied); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := p.Executable(); got != copied+" (deleted)" || err != nil {
+		t.Errorf("it runs %q, %v", got, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-p.Exited()
+	if got, err := p.Executable(); got != "" || !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("a zombie runs %q, %v", got, err)
+	}
+	_ = cmd.Wait() // it was killed
+	if got, err := p.Executable(); got != "" || !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("what has gone runs %q, %v", got, err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := p.Executable(); got != "" || !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("after Close: %q, %v", got, err)
+	}
+	// A number alone is not believed.
+	if got, err := (&scm.Peer{PID: os.Getpid()}).Executable(); got != "" || !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("by its number: %q, %v", got, err)
+	}
+}
+
+func init() {
+	processes["look at the peer"] = func() error {
+		c, err := scm.Dial(context.Background(), os.Args[1])
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		p, err := c.Peer()
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		if got, err := p.Executable(); got != "" || !errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("root's process runs %q, %w", got, err)
+		}
+		return nil
+	}
+}
+
+func TestPeerExecutableOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can start a process as another user")
+	}
+	leak.Check(t)
+	path, _, ln := listener(t)
+	if p, err := ownPeer(t, path, ln); err != nil {
+		t.Skipf("this kernel gives no pidfd of a peer: %v", err)
+	} else if p == "" {
+		t.Error("this process runs nothing")
+	}
+	for dir := path; dir != os.TempDir(); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := command(t, "look at the peer", path)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65533, Gid: 65533}}
+	// The binary may lie where that user cannot go: it is run by a descriptor.
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	cmd.ExtraFiles, cmd.Path = []*os.File{exe}, "/proc/self/fd/3"
+	if err := cmd.Run(); err != nil {
+		t.Error(err)
+	}
+}
+
+// ownPeer connects this process to itself.
+func ownPeer(t *testing.T, path string, ln *scm.Listener) (string, error) {
+	t.Helper()
+	client, err := scm.Dial(patient(t), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	p, err := server.Peer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	return p.Executable()
+}
+
+func TestPeerIn(t *testing.T) {
+	p := &scm.Peer{GID: 7, Groups: []uint32{8, 65534}}
+	for gid, want := range map[uint32]bool{7: true, 8: true, 9: false, 65534: false} {
+		if got := p.In(gid); got != want {
+			t.Errorf("in group %d: %t", gid, got)
+		}
+	}
+	if (&scm.Peer{GID: 65534}).In(65534) {
+		t.Error("the overflow gid has a member")
+	}
+}

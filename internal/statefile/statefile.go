@@ -3,9 +3,9 @@
 // size, and sealed where the system can do that, so that who maps one need not
 // trust that it stays as it is.
 //
-// On Linux they are memfds, see memfd_create(2). Elsewhere, and where a memfd
-// is not permitted, they are temporary files in [os.TempDir] that were unlinked
-// at once; those cannot be sealed.
+// On Linux they are memfds, see memfd_create(2), and never files on a disk. Elsewhere
+// they are temporary files in [os.TempDir] that were unlinked at once; those cannot
+// be sealed.
 package statefile
 
 import (
@@ -58,7 +58,7 @@ func Create(name string) (*Writer, error) {
 	return &Writer{file: file}, nil
 }
 
-// createTemporary is Create where there are no memfds.
+// createTemporary is Create on systems without memfds.
 func createTemporary() (*Writer, error) {
 	write, err := os.CreateTemp("", "crossfade-state-*")
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 // kernel allows 249 bytes for both.
 const namePrefix = "crossfade:"
 
-// newMemory makes a memfd that can be sealed. errors.ErrUnsupported says that a
-// temporary file has to do.
+// newMemory makes a memfd that can be sealed. There is nothing else that would do: a
+// state may be a secret, and whoever keeps one in memory does not expect it on a disk.
 func newMemory(name string) (*os.File, error) {
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	// Linux 6.3 can be told, by vm.memfd_noexec, to refuse files that could be
@@ -29,7 +29,8 @@ func newMemory(name string) (*os.File, error) {
 	case nil:
 		return os.NewFile(uintptr(fd), name), nil
 	case unix.ENOSYS, unix.EPERM, unix.EACCES: // an old kernel, or a filter of system calls
-		return nil, fmt.Errorf("%w: %w", errors.ErrUnsupported, os.NewSyscallError("memfd_create", err))
+		return nil, fmt.Errorf("a state is kept in memory only, which a filter of system calls or a security module has to allow here: %w",
+			os.NewSyscallError("memfd_create", err))
 	default:
 		return nil, os.NewSyscallError("memfd_create", err)
 	}

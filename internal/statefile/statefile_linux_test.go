@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -221,4 +223,56 @@ func ask[T any](t testing.TB, c syscall.Conn, fn func(fd int) (T, error)) (v T, 
 		t.Fatal(err)
 	}
 	return v, failed
+}
+
+// A state may be a secret. Where the system forbids what keeps it in memory there is
+// none, rather than one on a disk.
+func TestStatesAreNeverFilesOnLinux(t *testing.T) {
+	leak.Check(t)
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	fd := sealedState(t, "content")
+	err := fd.Control(func(fd uintptr) {
+		if name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil || !strings.HasPrefix(name, "/memfd:") {
+			t.Errorf("the state is %q, %v", name, err)
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and the thread, which can do less from now on, ends with the goroutine
+		if err := forbidMemfds(); err != nil {
+			result <- fmt.Errorf("no filter: %w", err)
+			return
+		}
+		w, err := statefile.Create("secret")
+		if err == nil {
+			w.Abandon()
+		}
+		result <- err
+	}()
+	if err := <-result; !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "kept in memory only") {
+		t.Errorf("without memfds: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v are in the temporary directory", left, err)
+	}
+}
+
+// forbidMemfds has this thread's memfd_create fail, as a container's filter of system
+// calls does, seccomp(2).
+func forbidMemfds() error {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the number of the call, at offset 0
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_MEMFD_CREATE, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
 }
