@@ -74,6 +74,8 @@ var environment = []struct{ name, meaning string }{
 		"and a health check finds it"},
 	{"CROSSFADE_INSTANCE, CROSSFADE_EPOCH, CROSSFADE_FORCE, CROSSFADE_PROBATION, CROSSFADE_AT_PROBATION_END", "set for what `run` and `supervise` " +
 		"start, as their flags say, and not read. A health check finds CROSSFADE_INSTANCE and CROSSFADE_GENERATION of the new owner"},
+	{"CROSSFADE_TRUST_DIRECTORY", "1: whoever can write to the directory of the control socket is trusted, by this tool and by what it starts. " +
+		"Without it a directory that others can write to is refused"},
 	{"TMPDIR", "where `run` puts the output of what it starts, without `--log`, and `supervise` a control socket that it makes itself; default: /tmp"},
 	{"PATH", "where `run` and `supervise` look for a program without a slash in its name"},
 	{"NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID", "read by `supervise`, which speaks to systemd for " +

@@ -38,9 +38,12 @@ func startDetached(program string, args, env []string, stdout, stderr *os.File) 
 	return p, nil
 }
 
-// foreignEnviron is the environment less what belongs to a handoff.
+// foreignEnviron is the environment less what belongs to a handoff. What is said of the
+// directory is true for whoever uses it.
 func foreignEnviron() []string {
-	return slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "CROSSFADE_") })
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "CROSSFADE_") && !strings.HasPrefix(kv, "CROSSFADE_TRUST_DIRECTORY=")
+	})
 }
 
 func (p *started) pid() int { return p.cmd.Process.Pid }
