@@ -58,7 +58,9 @@ func (p Place) trust() (trust, error) {
 	}
 	if dir, err := lstat(t.dir); err == nil && p.asker {
 		t.hosts = append(t.hosts, dir.uid)
-		t.gids = append(t.gids, dir.gid)
+		if dir.mode.Perm()&0o020 != 0 { // else it is said to be for nobody of that group
+			t.gids = append(t.gids, dir.gid)
+		}
 	}
 	return t, nil
 }
@@ -140,7 +142,7 @@ func components(path string) []string {
 // directory says why a directory cannot be relied upon, "" if it can. shared says that
 // everybody can make files in it, but change only their own: it is sticky.
 func (t trust) directory(path string, st file) (shared bool, reason string) {
-	who := ""
+	who, remedy := "", ""
 	switch {
 	case !st.mode.IsDir(), t.open && path == t.dir:
 		return false, ""
@@ -148,18 +150,17 @@ func (t trust) directory(path string, st file) (shared bool, reason string) {
 		return false, fmt.Sprintf("directory %s has mode %04o, uid %d and gid %d: uid %d, who is neither root nor uid %d, could put another file into it: "+
 			"choose a directory of root's or of this user's", path, st.mode.Perm(), st.uid, st.gid, st.uid, os.Geteuid())
 	case st.mode.Perm()&0o002 != 0:
-		who = "everybody"
+		who, remedy = "everybody", "chmod o-w it"
 	case st.mode.Perm()&0o020 != 0 && !slices.Contains(t.gids, st.gid):
 		who = fmt.Sprintf("the members of group %d", st.gid)
+		remedy = fmt.Sprintf("chmod g-w it, or set Config.SocketGroup if all of group %d are trusted", st.gid)
+	case st.mode.Perm()&0o020 != 0 && hasList(path):
+		who, remedy = "whom its access list names", "see getfacl, and remove the list or chmod g-w"
 	default:
 		return false, ""
 	}
 	if st.mode&fs.ModeSticky != 0 {
 		return true, ""
-	}
-	remedy := "chmod o-w it"
-	if st.mode.Perm()&0o002 == 0 {
-		remedy = fmt.Sprintf("chmod g-w it, or set Config.SocketGroup if all of group %d are trusted", st.gid)
 	}
 	return false, fmt.Sprintf("directory %s has mode %04o, uid %d and gid %d: %s could put another file into it: %s, "+
 		"choose another directory, or set CROSSFADE_TRUST_DIRECTORY=1 if all who can write there are trusted",

@@ -105,6 +105,14 @@ func TestUnsafePaths(t *testing.T) {
 			s.group(s.dir)
 			chmod(s.t, s.dir, 0o775)
 		}, []string{"/d has mode 0775, uid 0 and gid 65511", "the members of group 65511 could put", "Config.SocketGroup"}, true},
+		{"an access list that names a stranger", func(s *scene) {
+			allow(s.t, s.dir, stranger)
+		}, []string{"/d has mode 0775, uid 0 and gid 0", "whom its access list names could put", "getfacl"}, false},
+		{"a directory above that the group of the last one can write to", func(s *scene) {
+			s.group(s.dir)
+			s.group(s.top)
+			chmod(s.t, s.top, 0o775)
+		}, []string{"the members of group 65511 could put"}, false},
 		{"a directory of another user's", func(s *scene) { s.strangers(s.dir) }, []string{
 			"/d has mode 0755, uid 65533", "choose a directory of root's or of this user's",
 		}, true},
