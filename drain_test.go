@@ -539,23 +539,23 @@ func TestKillOverdue(t *testing.T) {
 		first.kill()
 	})
 	t.Run("not one of another user", func(t *testing.T) {
-		const stranger = 65533
+		const stranger, members = 65533, 65511 // in a group, so that the two replace each other
 		if os.Geteuid() != 0 {
 			t.Skip("only root can start a process as another user")
 		}
 		t.Parallel()
 		d := newDesk(t)
-		for _, path := range []string{d.dir, d.path("desk")} {
-			if err := os.Chown(path, stranger, stranger); err != nil {
-				t.Fatal(err)
-			}
+		err := errors.Join(os.Chown(d.dir, 0, members), os.Chmod(d.dir, 0o770), os.Chown(d.path("desk"), stranger, stranger))
+		if err != nil {
+			t.Fatal(err)
 		}
 		exe := copyOfTest(t)
 		spec := serviceSpec{Socket: d.path("control"), Sockets: []socketSpec{tcpSpec("web")}, Ready: true}
+		spec.SocketMode, spec.SocketGroup = 0o660, strconv.Itoa(members)
 		overdue(&spec)
 		first := d.launch(spec, func(cmd *exec.Cmd) {
 			cmd.Path, cmd.Dir = exe, "/"
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger, Groups: []uint32{members}}}
 		})
 		first.expect("ready")
 		address := first.address("web")

@@ -51,8 +51,8 @@ func (p Place) trust() (trust, error) {
 		t.gids = append(t.gids, uint32(gid))
 	}
 	// A path to nowhere has no directory, or the one where the socket would be made.
-	if real, err := filepath.EvalSymlinks(p.Path); err == nil {
-		t.dir = filepath.Dir(real)
+	if socket, err := filepath.EvalSymlinks(p.Path); err == nil {
+		t.dir = filepath.Dir(socket)
 	} else if dir, err := filepath.EvalSymlinks(filepath.Dir(p.Path)); err == nil {
 		t.dir = dir
 	}
