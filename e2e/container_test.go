@@ -59,7 +59,6 @@ type container struct {
 	Users    int // the first uid and gid here of its own user namespace, 0 for none
 	Proc     bool
 	Umask    int
-	Shares   bool // the process numbers of its engine
 	Command  []string
 	Env      []string
 	PID      int // of its process 1, here
@@ -88,7 +87,6 @@ func containerMain() error {
 	flags.BoolVar(&c.ReadOnly, "ro", false, "")
 	flags.IntVar(&c.Users, "users", 0, "")
 	flags.BoolVar(&c.Proc, "proc", true, "")
-	flags.BoolVar(&c.Shares, "shares", false, "")
 	flags.Func("user", "", c.setUser)
 	flags.Func("umask", "", func(s string) error {
 		mask, err := strconv.ParseInt(s, 8, 0)
@@ -202,10 +200,7 @@ func status(state *os.ProcessState) int {
 }
 
 func (c *container) namespaces() *syscall.SysProcAttr {
-	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS}
-	if !c.Shares {
-		attr.Cloneflags |= syscall.CLONE_NEWPID
-	}
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS}
 	if c.Users != 0 {
 		const size = 1 << 16
 		mapping := []syscall.SysProcIDMap{{ContainerID: 0, HostID: c.Users, Size: size}}

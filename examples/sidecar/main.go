@@ -85,7 +85,7 @@ func run(ctx context.Context, cfg *crossfade.Config, listen string) error {
 		return nil
 	}
 	slog.Info("parked: another container serves", "version", version, "why", upg.Err())
-	<-ctx.Done()
+	crossfade.Park(ctx)
 	return nil
 }
 
