@@ -61,7 +61,7 @@ func run(ctx context.Context, cfg *crossfade.Config, listen string) error {
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(identify), ReadHeaderTimeout: 10 * time.Second}
 	web := httphandoff.New(upg, srv, "http")
-	serving := make(chan error, 1) // the end of Serve is looked at last
+	serving := make(chan error, 1) // room, for nobody looks while it is Ready that fails
 	go func() { serving <- web.Serve(ln) }()
 	if err := upg.Ready(ctx); err != nil {
 		return err
@@ -72,6 +72,8 @@ func run(ctx context.Context, cfg *crossfade.Config, listen string) error {
 	case <-upg.Exit():
 	case <-ctx.Done():
 		upg.Stop()
+	case err := <-serving:
+		return err
 	}
 	drain, cancel := upg.DrainContext(context.Background())
 	defer cancel()
