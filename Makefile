@@ -83,6 +83,10 @@ fuzz: ## Run each fuzz target for FUZZTIME (10s, or a count such as 1000x)
 bench: ## Run the benchmarks that match BENCH (all), each for BENCHTIME (1s)
 	$(call in-modules,$(GO) test -run='^$$' -bench='$(BENCH)' -benchtime='$(BENCHTIME)' -benchmem ./...)
 
+.PHONY: bench-door
+bench-door: ## Hand over while the control socket is attacked, and show what that takes
+	$(GO) test -run='^$$' -bench='^BenchmarkDoor$$' -benchtime=1x .
+
 .PHONY: bench-http
 bench-http: ## Replace an HTTP server under load, with Shutdown and with httphandoff (SOAK=300: only that, so often)
 	$(GO) run ./examples/bluegreen/compare -soak '$(SOAK)'

@@ -2,6 +2,7 @@ package handoff_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -83,9 +84,15 @@ func peak(t testing.TB) (most func() use) {
 }
 
 // beset is an owner that waits for a Hello for ever, as far as a test can tell.
-func beset(t *testing.T, log *lines) *process {
+func beset(t *testing.T, log *lines, strangers bool) *process {
 	t.Helper()
 	o := newOwner(t, func(c *handoff.ServerConfig) {
+		c.Authorize = func(p *scm.Peer, _ handoff.Access) error {
+			if strangers && p.PID != os.Getpid() {
+				return errors.New("a stranger")
+			}
+			return nil
+		}
 		c.Limits.Hello = time.Hour
 		c.Log = slog.New(slog.NewTextHandler(log, nil))
 	})
@@ -99,11 +106,12 @@ func beset(t *testing.T, log *lines) *process {
 // TestFloods: whatever somebody does to the control socket who may connect, the process
 // uses little more than before, says who it is, and hands over.
 func TestFloods(t *testing.T) {
-	for _, name := range flood.Names {
+	for _, name := range append([]string{"silent strangers", "bombs of strangers"}, flood.Names...) {
 		t.Run(name, func(t *testing.T) {
 			leak.Check(t)
 			log := new(lines)
-			p := beset(t, log)
+			p := beset(t, log, strings.HasSuffix(name, "strangers"))
+			name, _, _ = strings.Cut(name, " ")
 			runtime.GC()
 			before := used(t)
 			most := peak(t)
