@@ -32,7 +32,7 @@ var attacks = map[string]attack{
 	// Say nothing.
 	"silent": {1000, linger},
 	// Say a Hello a byte at a time, and never its end.
-	"slow": {100, func(ctx context.Context, c *net.UnixConn) error {
+	"slow": {300, func(ctx context.Context, c *net.UnixConn) error {
 		whole := frame(0, helloOf(&pb.Hello{Versions: []uint32{1}, Role: pb.Role_ROLE_SUCCESSOR, Process: &pb.Process{Instance: strings.Repeat("x", 199)}}))
 		for i := range len(whole) - 1 {
 			if _, err := c.Write(whole[i : i+1]); err != nil {
@@ -60,7 +60,7 @@ var attacks = map[string]attack{
 		return hungUp(ctx, c)
 	}},
 	// Close one direction only.
-	"half": {100, func(ctx context.Context, c *net.UnixConn) error {
+	"half": {300, func(ctx context.Context, c *net.UnixConn) error {
 		if err := c.CloseWrite(); err != nil {
 			return err
 		}
