@@ -73,7 +73,7 @@ type Config struct {
 // owner's, who may close it at any time.
 type Stored struct {
 	Name      string
-	ID        uint64 // names this descriptor among all that ever had the name
+	ID        uint64 // not 0; names this descriptor among all that ever had the name
 	FD        *scm.FD
 	Inherited bool // it came under this name
 }
@@ -134,17 +134,22 @@ type Member struct {
 	nextGrant   time.Time
 	parked      bool
 
-	// Of the box: what the manager was given to keep, by name.
-	stored  map[string]uint64
-	cleaned map[string]bool // inherited names that were taken out, or are known to be right
+	// Of the box: the ID of what is in the manager's store, by name, and the inherited
+	// names that were met.
+	stored map[string]uint64
+	met    map[string]bool
 }
+
+// storedBefore is the ID of what the store may have from before this process's time:
+// what was inherited under the name, if that is still what has it.
+const storedBefore = 0
 
 // New returns the member of a process that has nobody to speak to yet.
 func New(cfg Config) *Member {
 	m := &Member{
 		cfg: cfg, box: mailbox.New(func(f func()) { f() }), trouble: make(map[string]string),
 		arrived: make(chan struct{}), connections: -1, fewest: -1,
-		stored: make(map[string]uint64), cleaned: make(map[string]bool),
+		stored: make(map[string]uint64), met: make(map[string]bool),
 	}
 	close(m.arrived)
 	return m
@@ -398,12 +403,12 @@ func (m *Member) statesLocked(text string) (states []systemd.State, said func())
 		add(systemd.MainPID(os.Getpid(), 0), func() { m.claims = false })
 	}
 	switch {
+	case m.ready && !m.saidReady: // first: a unit that stops before it has started has failed
+		add(systemd.Ready(), func() { m.saidReady = true })
 	case m.stopping:
 		if !m.saidStopping {
 			add(systemd.Stopping(), func() { m.saidStopping = true })
 		}
-	case m.ready && !m.saidReady:
-		add(systemd.Ready(), func() { m.saidReady = true })
 	case m.toReload: // each one, though it may be over: a manager that has asked for it waits for both
 		add(systemd.Reloading(), func() { m.toReload, m.saidReload = false, true })
 	case m.saidReload && m.reloads == 0:
@@ -441,37 +446,29 @@ func (m *Member) keepStore() error {
 	for _, e := range entries {
 		wanted[e.Name] = e
 	}
-	var drop []string
 	for _, name := range inherited {
-		if !m.cleaned[name] {
-			m.cleaned[name] = true
-			if e, ok := wanted[name]; !ok || !e.Inherited {
-				drop = append(drop, name)
-			}
+		if !m.met[name] { // somebody else may have stored it
+			m.met[name] = true
+			m.stored[name] = storedBefore
 		}
 	}
 	for name, id := range m.stored {
-		if e, ok := wanted[name]; !ok || e.ID != id {
-			drop = append(drop, name)
+		e, ok := wanted[name]
+		if ok && (id == e.ID || id == storedBefore && e.Inherited) {
+			continue
 		}
-	}
-	for i, name := range drop {
 		if err := m.unstore(notifier, name); err != nil {
-			for _, name := range drop[i:] {
-				delete(m.cleaned, name)
-			}
 			return err
 		}
 	}
 	var failed error
 	for _, e := range entries {
-		if _, ok := m.stored[e.Name]; ok {
+		if m.stored[e.Name] == e.ID {
 			continue
 		}
 		switch err := m.store(notifier, e); {
 		case errors.Is(err, systemd.ErrName):
 			failed = errors.Join(failed, err)
-			m.stored[e.Name] = e.ID // not again
 		case errors.Is(err, net.ErrClosed): // meanwhile: the next look drops it
 		case err != nil:
 			return err
@@ -482,10 +479,8 @@ func (m *Member) keepStore() error {
 	}
 	if failed != nil {
 		failed = fmt.Errorf("not everything is in the service manager's store: %w", failed)
-		m.note("store", failed)
-	} else if len(drop) > 0 || len(entries) == len(m.stored) {
-		m.note("store", nil)
 	}
+	m.note("store", failed)
 	return nil
 }
 
@@ -627,7 +622,10 @@ func (m *Member) Stop() {
 	m.mu.Lock()
 	speaks := m.role == speaking && !m.stopping
 	m.out = true
-	m.stopping = m.stopping || speaks
+	if speaks {
+		m.stopping = true
+		m.fewest, m.nextGrant = -1, time.Time{} // the time that the manager gives begins now
+	}
 	notifier := m.part.Notifier
 	m.mu.Unlock()
 	if speaks {
