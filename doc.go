@@ -57,6 +57,25 @@
 // [Dial] gives a Go program the same. Either asks the owner on its control socket:
 // how it stands, to upgrade itself, to settle, to roll back, to stop.
 //
+// # systemd
+//
+// When NOTIFY_SOCKET is set, the Upgrader tells systemd how the service stands:
+// READY=1 at Ready, a STATUS= for every change, RELOADING=1 around an upgrade,
+// STOPPING=1 at Stop, and more time for a drain that gets on. Only the main process
+// of the unit speaks. A successor in the same unit becomes that when its predecessor
+// has retired, which tells systemd so and has it confirmed before Exit is closed;
+// never before, so that a successor which dies on probation takes nothing down.
+// [Config.Watchdog] is what the unit's watchdog asks.
+//
+// Sockets that systemd passes are in the registry as if they were inherited: Listen
+// finds them by their name or their address. With FileDescriptorStoreMax= in the
+// unit (and [Config.FDStore] below systemd 254), systemd keeps the sockets of a
+// service whose only process crashes, with the clients in their queues, for the
+// next one.
+//
+// A supervisor that restarts every process must not restart one that was replaced,
+// which would take the service over again: see [Park].
+//
 // # What a successor gets besides sockets
 //
 // Files and locks that are descriptors: [Fds.AddFile]. Bytes that the predecessor

@@ -408,7 +408,7 @@ func TestCitedInvariants(t *testing.T) {
 // code says. An ellipsis in a quotation stands for anything.
 func TestOperationsQuotesTheCode(t *testing.T) {
 	var literals strings.Builder
-	for _, directory := range []string{"..", "../cmd/crossfade", "../handoff", "../scm", "../internal/exclusive", "../internal/generations", "../internal/rendezvous", "../internal/statefile"} {
+	for _, directory := range []string{"..", "../cmd/crossfade", "../handoff", "../scm", "../internal/exclusive", "../internal/generations", "../internal/rendezvous", "../internal/statefile", "../internal/unit"} {
 		files, err := filepath.Glob(filepath.Join(directory, "*.go"))
 		if err != nil {
 			t.Fatal(err)
