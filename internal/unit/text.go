@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/crossfade-go/crossfade/handoff"
 )
@@ -136,7 +137,7 @@ func successor(s *Standing) string {
 
 // describe names a process as an operator knows it.
 func describe(p handoff.Process) string {
-	text := p.BuildVersion
+	text := clip(p.BuildVersion, 100)
 	switch {
 	case text != "":
 	case p.Generation != 0:
@@ -150,18 +151,19 @@ func describe(p handoff.Process) string {
 	return text
 }
 
-// shortest is how much of a reason there is room for beside the rest.
-const shortest = 600
+// longest is how much of a reason there is room for beside the rest.
+const longest = 600
 
-func short(reason string) string {
-	if len(reason) <= shortest {
-		return reason
+func short(reason string) string { return clip(reason, longest) }
+
+func clip(text string, most int) string {
+	if len(text) <= most {
+		return text
 	}
-	end := shortest
-	for end > 0 && reason[end]&0xc0 == 0x80 { // within a rune
-		end--
+	for most > 0 && !utf8.RuneStart(text[most]) {
+		most--
 	}
-	return reason[:end] + "…"
+	return text[:most] + "…"
 }
 
 func clock(t time.Time) string { return t.Format(time.TimeOnly) }
