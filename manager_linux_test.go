@@ -239,6 +239,31 @@ func TestManagerConfirmsBeforeExit(t *testing.T) {
 	awaitUnitStatus(m, "serving, generation 2")
 }
 
+// A process that is replaced before its own predecessor has named it passes the
+// part on when it comes.
+func TestManagerFollowsAChain(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, &fakemanager.Config{HoldBarriers: true})
+	spec := unitSpec(d)
+	spec.Linger = true
+	first := d.startedBy(m, spec)
+	m.Await("READY=1")
+	first.do("upgrade")
+	second := d.spawned()
+	second.expect("settled")
+	m.Await("BARRIER=1")
+	second.do("upgrade")
+	third := d.spawned()
+	third.expect("settled")
+	m.ReleaseBarriers()
+	wantExit(t, first, crossfade.ErrRetired)
+	wantExit(t, second, crossfade.ErrRetired)
+	awaitAll(m, third, "READY=1", "STATUS=serving, generation 3, v1")
+	if main := m.Main(); main != third.pid {
+		t.Errorf("%d is the main process, not %d", main, third.pid)
+	}
+}
+
 // What becomes of the attempt is told, and who the main process is does not change.
 func TestManagerAndAFailedUpgrade(t *testing.T) {
 	for name, tt := range map[string]struct {
