@@ -375,7 +375,7 @@ func TestNotifyReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	manager.Await("STOPPING=1")
-	_ = cmd.Wait() // it has retired
+	_ = cmd.Wait()               // it has retired
 	if !eventually(func() bool { // nobody may reap it here, and a zombie has none
 		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", manager.Main()))
 		return err != nil || len(environ) == 0

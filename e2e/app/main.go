@@ -179,6 +179,11 @@ func (as *addresses) Set(s string) error {
 // run takes the service over, or begins it, and serves until a successor has taken
 // over or ctx ends.
 func (a *app) run(ctx context.Context) error {
+	hup := make(chan os.Signal, 1) // several at once ask for one upgrade
+	if a.hup {                     // it may come as soon as Ready has told the service manager
+		signal.Notify(hup, syscall.SIGHUP)
+		defer signal.Stop(hup)
+	}
 	if err := a.faults.at(ctx, pointStart); err != nil {
 		return err
 	}
@@ -224,9 +229,7 @@ func (a *app) run(ctx context.Context) error {
 		}
 	}()
 
-	if a.hup {
-		go upgradeOnHUP(ctx, upg)
-	}
+	go upgradeOnHUP(ctx, upg, hup)
 	select {
 	case <-upg.Exit():
 	case <-ctx.Done():
@@ -254,10 +257,7 @@ func (a *app) run(ctx context.Context) error {
 }
 
 // upgradeOnHUP does what Type=notify-reload asks for.
-func upgradeOnHUP(ctx context.Context, upg *crossfade.Upgrader) {
-	hup := make(chan os.Signal, 1) // several at once ask for one upgrade
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+func upgradeOnHUP(ctx context.Context, upg *crossfade.Upgrader, hup <-chan os.Signal) {
 	for {
 		select {
 		case <-hup:

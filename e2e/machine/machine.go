@@ -121,22 +121,21 @@ func (m *Machine) run(args []string, started chan<- struct{}) {
 }
 
 func (m *Machine) start(args []string) (*exec.Cmd, error) {
-	group, err := os.Open(m.group)
+	group, err := unix.Open(m.group, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: m.group, Err: err}
 	}
-	defer group.Close()
+	defer unix.Close(group)
 	cmd := exec.Command("unshare", args...)
 	cmd.Stdout, cmd.Stderr = m.console, m.console
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		// Of the control groups unshare makes a namespace: the kernel would take
 		// the group of this process for its root.
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
-		Setsid:     true,
-		Pdeathsig:  syscall.SIGKILL,
-		// A directory is not a socket: its descriptor has no O_NONBLOCK to lose.
+		Cloneflags:  unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
+		Setsid:      true,
+		Pdeathsig:   syscall.SIGKILL,
 		UseCgroupFD: true,
-		CgroupFD:    int(group.Fd()),
+		CgroupFD:    group,
 	}
 	return cmd, cmd.Start()
 }
@@ -199,30 +198,40 @@ func (m *Machine) WriteFile(path string, text []byte, mode fs.FileMode) error {
 // Dial connects to something inside. The address has to be a number: a name would be
 // looked up by another thread, which has stayed outside.
 func (m *Machine) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	there, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", m.init.Pid))
+	there, err := openNetwork(strconv.Itoa(m.init.Pid))
 	if err != nil {
 		return nil, err
 	}
-	defer there.Close()
-	here, err := os.Open("/proc/thread-self/ns/net")
+	defer unix.Close(there)
+	here, err := openNetwork("self")
 	if err != nil {
 		return nil, err
 	}
-	defer here.Close()
+	defer unix.Close(here)
 	runtime.LockOSThread()
-	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+	if err := unix.Setns(there, unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return nil, os.NewSyscallError("setns", err)
 	}
 	defer func() {
 		// A thread that cannot return stays locked, and ends with its goroutine.
-		if failed := unix.Setns(int(here.Fd()), unix.CLONE_NEWNET); failed != nil {
+		if failed := unix.Setns(here, unix.CLONE_NEWNET); failed != nil {
 			err = errors.Join(err, os.NewSyscallError("setns", failed))
 			return
 		}
 		runtime.UnlockOSThread()
 	}()
 	return new(net.Dialer).DialContext(ctx, network, address)
+}
+
+// openNetwork opens the network namespace of a process.
+func openNetwork(process string) (int, error) {
+	path := "/proc/" + process + "/ns/net"
+	num, err := unix.Open(path, unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return num, nil
 }
 
 // Journal is what its processes have logged, and systemd of them.
