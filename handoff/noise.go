@@ -7,10 +7,9 @@ import (
 )
 
 // Of what anybody can bring about at any rate, by connecting, the log gets so many
-// lines at once, and one more after each interval: as many as there can be clients at
-// the same time, so that of those who only come together none is missing.
+// lines at once, and one more after each interval.
 const (
-	noiseBurst    = maxConnections
+	noiseBurst    = 10
 	noiseInterval = 10 * time.Second
 )
 
