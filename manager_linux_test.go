@@ -586,6 +586,7 @@ func TestManagerHearsOneOfTwoUpgraders(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
+	m.Await("STOPPING=1")
 	pid := strconv.Itoa(cmd.Process.Pid)
 	wantSayings(t, m, pid+" READY=1", pid+" STOPPING=1")
 }
