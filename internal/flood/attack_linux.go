@@ -143,17 +143,17 @@ func large() []byte {
 
 var number atomic.Int64
 
-// Refused counts the descriptors that the kernel did not let through.
+// refused counts the sets of descriptors that the kernel did not let through.
 var refused atomic.Int64
 
 // bomb sends sets of descriptors: of a file, of sockets that have sockets in flight,
 // and of the connection's own end, which only the kernel's collector can free.
 func bomb(c *net.UnixConn) error {
-	null, err := os.Open(os.DevNull)
+	null, err := syscall.Open(os.DevNull, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer null.Close()
+	defer syscall.Close(null)
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -175,7 +175,7 @@ func bomb(c *net.UnixConn) error {
 	}
 	many := make([]int, 250)
 	for i := range many {
-		many[i] = []int{int(null.Fd()), pair[0], pair[1]}[i%3]
+		many[i] = []int{null, pair[0], pair[1]}[i%3]
 	}
 	ack := wrap(&pb.ClientMessage{Message: &pb.ClientMessage_PageAck{PageAck: &pb.PageAck{Next: 1}}})
 	for _, f := range []struct {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 // ParseParent reads /proc/PID/stat.
