@@ -204,15 +204,29 @@ func TestWhoMayDoWhat(t *testing.T) {
 // process from starting.
 func TestAnOnlookerCannotHoldTheLock(t *testing.T) {
 	needRoot(t)
-	_, spec, _, _ := startOwner(t, func(s *serviceSpec) { s.SocketMode, s.ReadGroup = 0o660, strconv.Itoa(onlookers) })
-	for path, want := range map[string]string{spec.Socket: "660 65510", spec.Socket + ".lock": "600 0"} {
-		var st syscall.Stat_t
-		if err := syscall.Stat(path, &st); err != nil {
-			t.Fatal(err)
-		}
-		if got := fmt.Sprintf("%o %d", st.Mode&0o777, st.Gid); got != want {
-			t.Errorf("%s has mode and group %s, want %s", path, got, want)
-		}
+	tests := []struct {
+		name         string
+		spec         func(*serviceSpec)
+		socket, lock string
+	}{
+		{"readers", func(s *serviceSpec) { s.SocketMode, s.ReadGroup = 0o660, strconv.Itoa(onlookers) }, "660 65510", "600 0"},
+		{"readers besides a group", func(s *serviceSpec) {
+			s.SocketMode, s.SocketGroup, s.ReadGroup = 0o666, strconv.Itoa(operators), strconv.Itoa(onlookers)
+		}, "666 65511", "660 65511"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, spec, _, _ := startOwner(t, tt.spec)
+			for path, want := range map[string]string{spec.Socket: tt.socket, spec.Socket + ".lock": tt.lock} {
+				var st syscall.Stat_t
+				if err := syscall.Stat(path, &st); err != nil {
+					t.Fatal(err)
+				}
+				if got := fmt.Sprintf("%o %d", st.Mode&0o777, st.Gid); got != want {
+					t.Errorf("%s has mode and group %s, want %s", path, got, want)
+				}
+			}
+		})
 	}
 }
 

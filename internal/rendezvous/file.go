@@ -12,4 +12,5 @@ type file struct {
 	mode     fs.FileMode
 	uid, gid uint32
 	links    uint64
+	size     int64
 }

@@ -119,9 +119,9 @@ func openLock(p Place, gid int) (*scm.FD, error) {
 	return nil, unknown(p, explain(err, path))
 }
 
-// checkLockFile returns what the lock's descriptor is. A hard link is refused:
-// in a directory that others can write it could lend our rights to change a
-// file of ours somewhere else.
+// checkLockFile returns what the lock's descriptor is. A hard link is refused, and a
+// file that has something in it: in a directory that others can write either could be
+// a file of ours from somewhere else, to which we would give the rights of a lock.
 func checkLockFile(fd *scm.FD, path string) (file, error) {
 	st, err := fstat(fd)
 	switch {
@@ -131,6 +131,8 @@ func checkLockFile(fd *scm.FD, path string) (file, error) {
 		return st, wrongType(path, st.mode, "the lock file")
 	case st.links > 1:
 		return st, fmt.Errorf("lock file %s has %d names, a lock file has one: remove it: %w", path, st.links, ErrFileType)
+	case st.size > 0:
+		return st, fmt.Errorf("lock file %s has %d bytes in it, a lock file is empty: find out what it is, and move it away: %w", path, st.size, ErrFileType)
 	}
 	return st, nil
 }
@@ -177,14 +179,67 @@ func bind(p Place) (*scm.FD, inode, error) {
 	if err := removeTemp(p); err != nil {
 		return nil, inode{}, err
 	}
-	fd, ino, err := bindTemp(p)
+	temp, err := makeTemp(p)
 	if err != nil {
 		return nil, inode{}, errors.Join(err, removeTemp(p))
 	}
-	if err := moveIn(p, ino); err != nil {
+	defer temp.Close()
+	fd, ino, err := bindTemp(p, temp)
+	if err != nil {
+		return nil, inode{}, errors.Join(err, removeTemp(p))
+	}
+	if err := moveIn(p, temp, ino); err != nil {
 		return nil, inode{}, errors.Join(err, removeTemp(p), fd.Close())
 	}
 	return fd, ino, nil
+}
+
+// makeTemp makes the temporary directory and opens it. What is done in it is done
+// by this descriptor: who can write to the directory of the socket, a member of
+// Group for one, can put another in the place of the temporary one at any time, and
+// what this user may do is more than what the socket is worth. A chmod of root's by
+// name could be led to any file.
+func makeTemp(p Place) (*scm.FD, error) {
+	path := p.tempPath()
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, explain(err, p.Path)
+	}
+	made, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	// The umask may have taken our own rights. In a setgid directory the new one is
+	// setgid too and gives the socket its group, as to every new file. The bit is kept,
+	// and nothing changed without need: chmod(2) takes it from who is not in that group.
+	if made.Mode().Perm() != 0o700 {
+		if err := chmodNoFollow(path, 0o700|made.Mode()&fs.ModeSetgid); err != nil {
+			return nil, explain(err, p.Path)
+		}
+	}
+	return openTemp(p)
+}
+
+// openTemp opens the temporary directory if it can be the one that was just made: one
+// of ours that is closed to everybody else has nothing in it that is not ours.
+func openTemp(p Place) (*scm.FD, error) {
+	fd, err := openDir(p.tempPath())
+	if err != nil {
+		return nil, replacedTemp(p, err)
+	}
+	st, err := fstat(fd)
+	if err == nil && (int(st.uid) != os.Geteuid() || st.mode.Perm() != 0o700) {
+		err = replacedTemp(p, fmt.Errorf("it has mode %04o and uid %d", st.mode.Perm(), st.uid))
+	}
+	if err != nil {
+		return nil, errors.Join(err, fd.Close())
+	}
+	return fd, nil
+}
+
+// replacedTemp is said when the temporary directory is not the one that was made.
+func replacedTemp(p Place, err error) error {
+	return fmt.Errorf("temporary directory %s was replaced while the socket was made: find out who does that, and who may write to %s: %w",
+		p.tempPath(), filepath.Dir(p.Path), err)
 }
 
 // bindTemp makes the socket complete under its temporary name, in a directory
@@ -192,31 +247,20 @@ func bind(p Place) (*scm.FD, inode, error) {
 // connect checks them first and whether anyone listens afterwards, so one that
 // found the mode of the umask could pass between bind and chmod and meet the
 // listener. A datagram socket can be sent to without any listen at all.
-func bindTemp(p Place) (*scm.FD, inode, error) {
-	temp, bound := p.tempPath(), p.boundPath()
-	if err := os.Mkdir(temp, 0o700); err != nil {
-		return nil, inode{}, explain(err, p.Path)
-	}
-	made, err := os.Lstat(temp)
-	if err != nil {
-		return nil, inode{}, err
-	}
-	// The umask may have taken our own rights. In a setgid directory the new one is
-	// setgid too and gives the socket its group, as to every new file. The bit is kept,
-	// and nothing changed without need: chmod(2) takes it from who is not in that group.
-	if made.Mode().Perm() != 0o700 {
-		if err := os.Chmod(temp, 0o700|made.Mode()&fs.ModeSetgid); err != nil {
-			return nil, inode{}, err
-		}
-	}
-	fd, err := scm.Bind(p.Network, bound)
+func bindTemp(p Place, temp *scm.FD) (*scm.FD, inode, error) {
+	fd, err := scm.Bind(p.Network, p.boundPath())
 	if err != nil {
 		return nil, inode{}, explain(err, p.Path)
 	}
-	st, err := lstat(bound)
-	if err == nil {
-		err = setSocketRights(p, bound)
+	// bind(2) knows names only, and may have been led elsewhere.
+	st, err := lstatIn(temp, boundName)
+	if err == nil && st.mode.Type() != fs.ModeSocket {
+		err = wrongType(p.boundPath(), st.mode, "the new socket")
 	}
+	if err != nil {
+		return nil, inode{}, errors.Join(replacedTemp(p, err), fd.Close())
+	}
+	err = setSocketRights(p, temp)
 	if err == nil && p.Network != "unixgram" {
 		err = fd.Listen(p.Backlog)
 	}
@@ -227,9 +271,10 @@ func bindTemp(p Place) (*scm.FD, inode, error) {
 }
 
 // moveIn renames the bound socket to its path.
-func moveIn(p Place, ino inode) error {
-	if err := os.Rename(p.boundPath(), p.Path); err != nil {
-		return explain(err, p.Path)
+func moveIn(p Place, temp *scm.FD, ino inode) error {
+	err := control(temp, func(fd int) error { return unix.Renameat(fd, boundName, unix.AT_FDCWD, p.Path) })
+	if err != nil {
+		return explain(&os.LinkError{Op: "rename", Old: p.boundPath(), New: p.Path, Err: err}, p.Path)
 	}
 	if err := removeTemp(p); err != nil {
 		return err
@@ -245,7 +290,7 @@ func moveIn(p Place, ino inode) error {
 // died between bind and rename. Whoever uses that name holds the lock, and that
 // is us. A directory that holds anything else stays and is an error.
 func removeTemp(p Place) error {
-	temp, bound := p.tempPath(), p.boundPath()
+	temp := p.tempPath()
 	st, err := lstat(temp)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -255,13 +300,13 @@ func removeTemp(p Place) error {
 	case !st.mode.IsDir():
 		return wrongType(temp, st.mode, "a temporary directory")
 	case st.uid != 0 && int(st.uid) != os.Geteuid() && everybodys(filepath.Dir(p.Path)):
-		// Its owner could lead us on to another directory, and have us unlink
-		// what is there.
 		return fmt.Errorf("temporary directory %s of an earlier run belongs to uid %d: remove it: %w", temp, st.uid, ErrFileType)
 	}
-	if st, err := lstat(bound); err == nil && st.mode.Type() == fs.ModeSocket {
-		if err := unlinkFile(bound); err != nil {
-			return err
+	// One that cannot be opened is empty, or cannot be removed.
+	if dir, err := openDir(temp); err == nil {
+		err := errors.Join(unlinkSocketIn(dir, boundName), dir.Close())
+		if err != nil {
+			return explain(&fs.PathError{Op: "unlink", Path: p.boundPath(), Err: err}, p.boundPath())
 		}
 	}
 	if err := os.Remove(temp); err != nil {
@@ -278,17 +323,24 @@ func everybodys(dir string) bool {
 
 // setSocketRights: the group comes first, so that the mode's group bits are
 // never another group's. The umask has no say in chmod.
-func setSocketRights(p Place, path string) error {
+func setSocketRights(p Place, temp *scm.FD) error {
 	gid, err := LookupGroup(p.socketGroup())
 	if err != nil {
 		return err
 	}
-	if gid >= 0 {
-		if err := os.Lchown(path, -1, gid); err != nil {
-			return groupError(p.Path, p.socketGroup(), gid, err)
+	return control(temp, func(fd int) error {
+		if gid >= 0 {
+			err := ignoringEINTR(func() error { return unix.Fchownat(fd, boundName, -1, gid, unix.AT_SYMLINK_NOFOLLOW) })
+			if err != nil {
+				return groupError(p.Path, p.socketGroup(), gid, os.NewSyscallError("fchownat", err))
+			}
 		}
-	}
-	return os.Chmod(path, p.Mode)
+		err := ignoringEINTR(func() error { return unix.Fchmodat(fd, boundName, uint32(p.Mode), 0) })
+		if err != nil {
+			return fmt.Errorf("mode of %s: %w", p.Path, os.NewSyscallError("fchmodat", err))
+		}
+		return nil
+	})
 }
 
 // unlink removes the path if it is that inode. The caller holds the lock, so
@@ -401,6 +453,30 @@ func fstat(fd *scm.FD) (file, error) {
 	return fileOf(&st), nil
 }
 
+// lstatIn is lstat of a name in a directory.
+func lstatIn(dir *scm.FD, name string) (file, error) {
+	var st unix.Stat_t
+	err := control(dir, func(fd int) error {
+		return os.NewSyscallError("fstatat", ignoringEINTR(func() error { return unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) }))
+	})
+	if err != nil {
+		return file{}, err
+	}
+	return fileOf(&st), nil
+}
+
+// unlinkSocketIn removes a socket of that name from a directory, and leaves all else.
+func unlinkSocketIn(dir *scm.FD, name string) error {
+	if st, err := lstatIn(dir, name); err != nil || st.mode.Type() != fs.ModeSocket {
+		return nil //nolint:nilerr // there is none to be removed
+	}
+	err := control(dir, func(fd int) error { return unix.Unlinkat(fd, name, 0) })
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
 func fileOf(st *unix.Stat_t) file {
 	mode := fs.FileMode(st.Mode).Perm()
 	if st.Mode&unix.S_ISVTX != 0 {
@@ -423,6 +499,7 @@ func fileOf(st *unix.Stat_t) file {
 		// These have other types on other systems.
 		inode: inode{dev: uint64(st.Dev), ino: uint64(st.Ino)},
 		links: uint64(st.Nlink),
+		size:  st.Size,
 		mode:  mode,
 		uid:   st.Uid,
 		gid:   st.Gid,
@@ -438,6 +515,15 @@ func open(path string, flags int, mode uint32) (fd int, err error) {
 		return -1, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	return fd, nil
+}
+
+// openDir opens a directory, and no link to one.
+func openDir(path string) (*scm.FD, error) {
+	fd, err := open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return scm.NewFD(fd), nil
 }
 
 func unlinkFile(path string) error {

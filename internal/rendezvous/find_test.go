@@ -182,6 +182,11 @@ func TestNothingIsBoundWhereItCannotBeSaidWhoOwns(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, rendezvous.ErrFileType, "2 names"},
+		{"a lock that is a file with something in it", func(t *testing.T, path string) {
+			if err := os.WriteFile(path+".lock", []byte("secret"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, rendezvous.ErrFileType, "6 bytes"},
 		{"a live socket of another type", func(t *testing.T, path string) {
 			c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 			if err != nil {

@@ -26,7 +26,8 @@ const (
 	lockSuffix = ".lock"
 	tempSuffix = "~" // a directory, see bindTemp
 
-	boundSuffix = tempSuffix + "/s"
+	boundName   = "s" // in it
+	boundSuffix = tempSuffix + "/" + boundName
 )
 
 // Place is a path and the rights that the socket and the lock file there get.
@@ -49,8 +50,8 @@ type Place struct {
 	Group string
 
 	// ReadGroup is a group whose members are to connect and to do nothing else. It
-	// is the group of the socket where Group is empty; the lock file, which nobody may
-	// hold who is not to own, is then for the user alone.
+	// is the group of the socket where Group is empty. The lock file, which nobody may
+	// hold who is not to own, is for the user and Group alone.
 	ReadGroup string
 
 	// TrustDirectory leaves out the check of who can write to the directory of the
@@ -152,7 +153,8 @@ func (p Place) control() (Place, error) {
 	return p, err
 }
 
-// socketGroup is the group that the socket gets; the lock file gets Group.
+// socketGroup is the group that the socket gets; the lock file gets Group, and where
+// there are two no right for all others, whom the socket's mode has to let connect.
 func (p Place) socketGroup() string {
 	if p.Group == "" {
 		return p.ReadGroup
@@ -161,10 +163,14 @@ func (p Place) socketGroup() string {
 }
 
 func (p Place) lockMode() fs.FileMode {
-	if p.Group == "" && p.ReadGroup != "" {
+	switch {
+	case p.ReadGroup == "":
+		return p.Mode
+	case p.Group == "":
 		return p.Mode &^ 0o077
+	default:
+		return p.Mode &^ 0o007
 	}
-	return p.Mode
 }
 
 func (p Place) lockPath() string { return p.Path + lockSuffix }

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/crossfade-go/crossfade/internal/leak"
 	"github.com/crossfade-go/crossfade/internal/rendezvous"
 	"github.com/crossfade-go/crossfade/scm"
@@ -240,4 +242,85 @@ func TestReachAFullBacklog(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
+}
+
+// TestRightsAreGivenToTheNewSocketOnly: who can write to the directory, such as a member
+// of the group of a service of root's, and puts something else in the place of the
+// temporary directory, has no other file's mode changed.
+func TestRightsAreGivenToTheNewSocketOnly(t *testing.T) {
+	const victimMode = 0o600
+	tests := []struct {
+		name string
+		swap string // when
+		evil func(t *testing.T, evil, victim string)
+	}{
+		{"before bind, for an empty directory", "bind", func(*testing.T, string, string) {}},
+		{"before bind, for one with a link", "bind", func(t *testing.T, evil, victim string) { symlink(t, victim, evil+"/s") }},
+		{"after bind, for one with a link", "chmod", func(t *testing.T, evil, victim string) { symlink(t, victim, evil+"/s") }},
+		{"after bind, for one with a second name", "chmod", func(t *testing.T, evil, victim string) {
+			if err := os.Link(victim, evil+"/s"); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			leak.Check(t)
+			dir := tempDir(t)
+			p := rendezvous.Place{Network: "unix", Path: filepath.Join(dir, "control.sock"), Mode: 0o666}
+			victim, evil, temp := filepath.Join(dir, "victim"), filepath.Join(dir, "evil"), p.Path+"~"
+			writeFile(t, victim)
+			mkdir(t, evil)
+			tt.evil(t, evil, victim)
+			swap := func() {
+				if err := unix.Renameat2(unix.AT_FDCWD, evil, unix.AT_FDCWD, temp, unix.RENAME_EXCHANGE); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fd, err := rendezvous.MakeTemp(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer fd.Close()
+			if tt.swap == "bind" {
+				swap()
+				if made, _, err := rendezvous.BindTemp(p, fd); err == nil {
+					made.Close()
+					t.Error("a socket that is somewhere else was taken for the new one")
+				}
+			} else {
+				made, _, err := rendezvous.BindTemp(p, fd)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer made.Close()
+				swap()
+				p.Mode = 0o606
+				if err := rendezvous.SetSocketRights(p, fd); err != nil {
+					t.Error(err)
+				}
+				wantMode(t, evil+"/s", 0o606)
+			}
+			wantMode(t, victim, victimMode)
+		})
+	}
+}
+
+// TestTemporaryDirectoryOfAnother: one that somebody was quick to put in the place of the
+// new one is not used.
+func TestTemporaryDirectoryOfAnother(t *testing.T) {
+	leak.Check(t)
+	for name, prepare := range map[string]func(temp string){
+		"a link":           func(temp string) { symlink(t, tempDir(t), temp) },
+		"open to a group":  func(temp string) { mkdir(t, temp); chmod(t, temp, 0o770) },
+		"a file":           func(temp string) { writeFile(t, temp) },
+		"nothing any more": func(string) {},
+	} {
+		p := rendezvous.Place{Network: "unix", Path: filepath.Join(tempDir(t), "control.sock"), Mode: 0o600}
+		prepare(p.Path + "~")
+		if fd, err := rendezvous.OpenTemp(p); err == nil {
+			fd.Close()
+			t.Errorf("%s was taken for the new directory", name)
+		}
+	}
 }

@@ -20,3 +20,16 @@ func umask() fs.FileMode {
 	unix.Umask(mask)
 	return fs.FileMode(mask).Perm()
 }
+
+// chmodNoFollow changes the mode of the file itself that has the name, not of one that
+// a symbolic link leads to.
+func chmodNoFollow(path string, mode fs.FileMode) error {
+	bits := uint32(mode.Perm())
+	if mode&fs.ModeSetgid != 0 {
+		bits |= unix.S_ISGID
+	}
+	if err := unix.Fchmodat(unix.AT_FDCWD, path, bits, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "chmod", Path: path, Err: err}
+	}
+	return nil
+}

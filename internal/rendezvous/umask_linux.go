@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // umask reads the umask without changing it for a moment, as umask(2) would for
@@ -30,4 +32,15 @@ func parseUmask(status []byte) fs.FileMode {
 		}
 	}
 	return safeUmask
+}
+
+// chmodNoFollow changes the mode of the file itself that has the name, not of one that
+// a symbolic link leads to. fchmodat2(2), which can, came with Linux 6.6 only.
+func chmodNoFollow(path string, mode fs.FileMode) error {
+	fd, err := open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return os.Chmod("/proc/self/fd/"+strconv.Itoa(fd), mode)
 }
