@@ -17,6 +17,8 @@ func bind(Place) (*scm.FD, inode, error) { return nil, inode{}, errUnsupported }
 
 func unlink(Place, inode) error { return errUnsupported }
 
+func checkRemovable(Place, inode) (bool, error) { return false, errUnsupported }
+
 func checkClaimable(string) error { return errUnsupported }
 
 func explain(err error, _ string) error { return err }

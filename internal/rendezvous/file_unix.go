@@ -346,16 +346,29 @@ func setSocketRights(p Place, temp *scm.FD) error {
 // unlink removes the path if it is that inode. The caller holds the lock, so
 // nobody who keeps the rules can replace the path in between.
 func unlink(p Place, want inode) error {
+	there, err := checkRemovable(p, want)
+	if err != nil || !there {
+		return err
+	}
+	return unlinkFile(p.Path)
+}
+
+// checkRemovable reports whether the path is there and that socket. What it is to be
+// can be a predecessor's word, whose user may be another one, and no file but a socket
+// is removed for that.
+func checkRemovable(p Place, want inode) (there bool, err error) {
 	st, err := lstat(p.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
+		return false, nil
 	case err != nil:
-		return explain(err, p.Path)
+		return false, explain(err, p.Path)
 	case st.inode != want:
-		return &LostError{Path: p.Path, File: p.Path}
+		return false, &LostError{Path: p.Path, File: p.Path}
+	case st.mode.Type() != fs.ModeSocket:
+		return false, wrongType(p.Path, st.mode, "the socket")
 	}
-	return unlinkFile(p.Path)
+	return true, nil
 }
 
 // checkClaimable lets pass what a rename may replace: nothing, or a socket.

@@ -149,13 +149,18 @@ func openOnce(ctx context.Context, p Place) (*scm.FD, Identity, error) {
 // listener is closed, so that nobody can have bound the path in between.
 //
 // A path that is missing is no error. One that was replaced stays and is a
-// [*LostError].
+// [*LostError], and so does what is no socket, [ErrFileType]: id may be the word of
+// another process.
 func Remove(ctx context.Context, p Place, id Identity) error {
 	p, err := p.resolve()
 	if err != nil {
 		return err
 	}
 	return retry(ctx, p, func() error {
+		// Where nothing is to be removed no lock file is made either.
+		if there, err := checkRemovable(p, id.inode()); err != nil || !there {
+			return err
+		}
 		lock, err := takeLock(p)
 		if err != nil {
 			return err

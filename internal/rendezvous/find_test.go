@@ -680,3 +680,19 @@ func deadline(t *testing.T) context.Context {
 	t.Cleanup(cancel)
 	return ctx
 }
+
+// TestRemoveTakesNothingButASocket: which file a socket's is was said by a predecessor,
+// which may be another user's, and the one that removes it may be root.
+func TestRemoveTakesNothingButASocket(t *testing.T) {
+	leak.Check(t)
+	path := filepath.Join(tempDir(t), "passwd")
+	writeFile(t, path)
+	id, err := rendezvous.Identify(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rendezvous.Remove(deadline(t), rendezvous.Place{Path: path}, id); !errors.Is(err, rendezvous.ErrFileType) {
+		t.Errorf("got %v", err)
+	}
+	wantFiles(t, path, "passwd")
+}
