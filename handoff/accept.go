@@ -26,7 +26,7 @@ func (s *Server) accept(l *scm.Listener) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			s.noise.warn(s.log, "accepting on the control socket failed: trying again", "err", err)
+			s.noise.warn(s.log, nobody, "accepting on the control socket failed: trying again", "err", err)
 			if !s.pauseAccept(l) {
 				return
 			}
@@ -47,7 +47,7 @@ func (s *Server) receive(conn *scm.Conn) {
 	go func() {
 		defer s.wg.Done()
 		if err != nil {
-			s.noise.warn(s.log, "a client of the control socket has no credentials", "err", err)
+			s.noise.warn(s.log, g.uid(), "a client of the control socket has no credentials", "err", err)
 			g.close() // nobody has been told anything
 			s.leave(g)
 			return
@@ -84,7 +84,7 @@ func (s *Server) serve(g *guest) {
 	p, err := s.greet(g)
 	if err != nil {
 		if !errors.Is(err, errServed) && !s.dismissed(g) {
-			s.noise.warn(s.log, "a client of the control socket was turned away", "peer", peerName(g.peer), "err", err)
+			s.noise.warn(s.log, g.uid(), "a client of the control socket was turned away", "peer", peerName(g.peer), "err", err)
 		}
 		g.close()
 		closePeer(g.peer)

@@ -22,6 +22,7 @@ const (
 	MaxConnections = maxConnections
 	MaxLeaving     = maxLeaving
 	MaxShare       = maxShare
+	MaxUserShare   = maxUserShare
 	MaxWatchers    = maxWatchers
 	WatchQueue     = watchQueue
 	MaxCancelled   = maxCancelled
@@ -33,6 +34,7 @@ const (
 
 	NoiseBurst    = noiseBurst
 	NoiseInterval = noiseInterval
+	NoiseUsers    = noiseUsers
 )
 
 func (s *Server) Serve(conn Frames, peer *scm.Peer) {
@@ -64,6 +66,14 @@ func CheckOn(ctx context.Context, conn Frames, who *Candidate) (*Rehearsal, erro
 func ChangesSomething(r *pb.ControlRequest) bool { return changes(r) }
 
 func RefusedFromWire(w *pb.Refuse) error { return refusedFromWire(w) }
+
+type Noise = noise
+
+// Admit reports whether a line about somebody of that user would be written.
+func (n *noise) Admit(now time.Time, uid int64) bool {
+	_, ok := n.admit(now, uid)
+	return ok
+}
 
 // Guest is what a test says of a connection to the control socket.
 type Guest struct {

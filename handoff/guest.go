@@ -20,6 +20,9 @@ const (
 	maxLeaving = maxConnections
 	// maxShare is how many of them a process may have that is not taken for a flood.
 	maxShare = maxConnections / 8
+	// maxUserShare is how many a user may have who is not taken for a flood of many
+	// processes.
+	maxUserShare = maxConnections / 2
 	// spareConnections are places of the descriptor table that the clients of the
 	// service cannot use up: the process can still be asked, and replaced by one with a
 	// higher limit.
@@ -48,12 +51,12 @@ type part uint8
 const (
 	silent   part = iota // has not said what it wants
 	waiting              // was refused for what passes
-	informed             // gets an answer that changes nothing; leaves if it does not read, or its process floods
+	informed             // gets an answer that changes nothing; leaves if it does not read, or its process or user floods
 	served               // has something done: never has to leave
 )
 
-// mayLeave reports whether nothing is lost with the guest, whose process floods the
-// socket or does not.
+// mayLeave reports whether nothing is lost with the guest, whose process or user floods
+// the socket or does not.
 func (g *guest) mayLeave(floods bool) bool {
 	switch g.part {
 	case served:
@@ -65,10 +68,13 @@ func (g *guest) mayLeave(floods bool) bool {
 	}
 }
 
-// uid is the user, -1 for an unknown one.
+// nobody is the user of whom none is known.
+const nobody int64 = -1
+
+// uid is the user, or nobody.
 func (g *guest) uid() int64 {
 	if g.peer == nil {
-		return -1
+		return nobody
 	}
 	return int64(g.peer.UID)
 }
@@ -111,7 +117,7 @@ func (c crowd) first() *guest {
 	excess := func(g *guest) int { return max(0, pids[g.pid()]-maxShare) }
 	var list []*guest
 	for g := range c {
-		if !g.leaving && g.mayLeave(excess(g) > 0) {
+		if !g.leaving && g.mayLeave(excess(g) > 0 || uids[g.uid()] > maxUserShare) {
 			list = append(list, g)
 		}
 	}
@@ -145,7 +151,7 @@ func (s *Server) enter(g *guest) {
 		if leaver == nil {
 			leaver = g // all the others are needed
 		}
-		s.noise.warn(s.log, "too many connections to the control socket: one was closed unread",
+		s.noise.warn(s.log, leaver.uid(), "too many connections to the control socket: one was closed unread",
 			"peer", peerName(leaver.peer), "for", time.Since(leaver.since), "served", number, "limit", maxConnections)
 		s.dismissLocked(leaver)
 	}

@@ -2,28 +2,35 @@ package handoff
 
 import (
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 )
 
 // Of what anybody can bring about at any rate, by connecting, the log gets so many
-// lines at once, and one more after each interval.
+// lines at once, and one more after each interval: as many as there can be clients at
+// the same time, so that of those who only come together none is missing. A user of
+// whom there was no line for an interval gets one all the same, so that a flood does not
+// hide why somebody else was refused: only the log tells that.
 const (
-	noiseBurst    = 10
+	noiseBurst    = maxConnections
 	noiseInterval = 10 * time.Second
+	noiseUsers    = 32 // who are told apart; a user namespace gives one person thousands
 )
 
 // noise writes lines about strangers to a log that they must not be able to fill.
 type noise struct {
 	mu      sync.Mutex
-	room    int       // lines that may be written now
-	since   time.Time // when room was counted; zero at first
-	leftOut int       // lines that were not written since the last that was
+	room    int                 // lines that may be written now
+	since   time.Time           // when room was counted; zero at first
+	heard   map[int64]time.Time // when a user had a line last, of noiseUsers in the last interval
+	leftOut int                 // lines that were not written since the last that was
 }
 
-// warn is [slog.Logger.Warn], or nothing. The next line says how many were left out.
-func (n *noise) warn(log *slog.Logger, msg string, args ...any) {
-	leftOut, ok := n.admit(time.Now())
+// warn is [slog.Logger.Warn] about somebody of a user, or nothing. The next line says
+// how many were left out.
+func (n *noise) warn(log *slog.Logger, uid int64, msg string, args ...any) {
+	leftOut, ok := n.admit(time.Now(), uid)
 	if !ok {
 		return
 	}
@@ -33,7 +40,7 @@ func (n *noise) warn(log *slog.Logger, msg string, args ...any) {
 	log.Warn(msg, args...)
 }
 
-func (n *noise) admit(now time.Time) (leftOut int, ok bool) {
+func (n *noise) admit(now time.Time, uid int64) (leftOut int, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch earned := int(now.Sub(n.since) / noiseInterval); {
@@ -43,11 +50,19 @@ func (n *noise) admit(now time.Time) (leftOut int, ok bool) {
 		n.room += earned
 		n.since = n.since.Add(time.Duration(earned) * noiseInterval)
 	}
-	if n.room == 0 {
+	maps.DeleteFunc(n.heard, func(_ int64, at time.Time) bool { return now.Sub(at) >= noiseInterval })
+	_, heard := n.heard[uid]
+	if n.room == 0 && (heard || len(n.heard) >= noiseUsers) {
 		n.leftOut++
 		return 0, false
 	}
-	n.room--
+	n.room = max(0, n.room-1)
+	if len(n.heard) < noiseUsers {
+		if n.heard == nil {
+			n.heard = make(map[int64]time.Time)
+		}
+		n.heard[uid] = now
+	}
 	leftOut, n.leftOut = n.leftOut, 0
 	return leftOut, true
 }
