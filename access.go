@@ -41,6 +41,18 @@ func defaultAuthorize(socketGroup, readGroup string) (func(*Peer, Access) error,
 	return func(peer *Peer, access Access) error { return authorize(peer, access, full, read) }, nil
 }
 
+// unmappedRemedy is what helps a service that runs as the overflow uid.
+const unmappedRemedy = "run the service as a user of its own, not as nobody, or give it a SocketGroup"
+
+// warnUnmapped says at once what else is found out only when there is something to be
+// deployed.
+func (c *Config) warnUnmapped() {
+	uid := os.Geteuid()
+	if c.Socket != "" && (&Peer{UID: uint32(uid)}).Unmapped() && c.SocketGroup == "" {
+		c.Logger.Warn("this process runs as the overflow uid, which is nobody's: of its own user no process can take over by the control socket", "uid", uid, "help", unmappedRemedy)
+	}
+}
+
 // authorize admits by numbers that are known to be somebody's: an overflow number
 // is no member, nor a user. full and read are -1 for none.
 func authorize(peer *Peer, access Access, full, read int) error {
@@ -56,6 +68,10 @@ func authorize(peer *Peer, access Access, full, read int) error {
 		return nil
 	}
 	whom, besides := fmt.Sprintf("uid %d", peer.UID), ""
+	if peer.Unmapped() && int(peer.UID) == own {
+		return fmt.Errorf("it is of uid %d, as this process is, but that is the overflow uid, which stands for everybody without a number in this user namespace, "+
+			"and proves nothing: %s", own, unmappedRemedy)
+	}
 	if peer.Unmapped() {
 		whom = fmt.Sprintf("its user has no number in this user namespace, and so cannot be known (it shows as uid %d): it", peer.UID)
 	}

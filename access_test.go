@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -28,6 +29,25 @@ const (
 	onlookers   = 65510
 	overflowing = 65534 // the uid and the gid of whoever has none
 )
+
+// TestServiceOfNobody: the overflow user's own processes are not known to be its own. It
+// is told so when it starts, not only when it is to be replaced.
+func TestServiceOfNobody(t *testing.T) {
+	needRoot(t)
+	dir := socketDir(t)
+	if err := os.Chown(dir, overflowing, overflowing); err != nil {
+		t.Fatal(err)
+	}
+	out, err := asUser(t, copyOfTest(t), overflowing, nil, "serve as nobody", filepath.Join(dir, "control")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"runs as the overflow uid", "denied: true", "it is of uid 65534, as this process is", "as a user of its own"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%q is not in %s", want, out)
+		}
+	}
+}
 
 func TestDefaultAuthorize(t *testing.T) {
 	own := uint32(os.Geteuid())
@@ -77,6 +97,25 @@ func TestDefaultAuthorize(t *testing.T) {
 func init() {
 	processes["try everything"] = processTryEverything
 	processes["pose as owner"] = processPoseAsOwner
+	processes["serve as nobody"] = processServeAsNobody
+}
+
+// processServeAsNobody serves, tries to take over from itself, and prints its log and
+// how that ended.
+func processServeAsNobody() {
+	cfg := crossfade.Config{
+		Socket: os.Args[1], DialTimeout: generous, Logger: slog.New(slog.NewTextHandler(os.Stdout, nil)),
+	}
+	ctx := context.Background()
+	upg, err := crossfade.New(ctx, &cfg)
+	check(err)
+	defer upg.Stop()
+	check(upg.Ready(ctx))
+	next, err := crossfade.New(ctx, &cfg)
+	if err == nil {
+		next.Stop()
+	}
+	fmt.Println("denied:", errors.Is(err, crossfade.ErrDenied), err)
 }
 
 // processTryEverything does what a client of a control socket can do, and prints

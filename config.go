@@ -272,6 +272,7 @@ func (c *Config) populate(env environment) (*Config, error) {
 			return nil, err
 		}
 		p.Authorize = authorize
+		p.warnUnmapped()
 	}
 	if p.Command == nil {
 		command, err := defaultCommand()

@@ -324,3 +324,26 @@ func TestTemporaryDirectoryOfAnother(t *testing.T) {
 		}
 	}
 }
+
+// TestPathThroughProc: the links of /proc to another process's files are followed where
+// their text says where they lead, and else refused at once, and not checked somewhere
+// else than where the kernel goes.
+func TestPathThroughProc(t *testing.T) {
+	leak.Check(t)
+	path := filepath.Join(tempDir(t), "control.sock")
+	mustClaim(t, rendezvous.Place{Path: path})
+	mustReach(t, "/proc/self/root"+path).Close()
+
+	t.Run("another mount namespace", func(t *testing.T) {
+		needRoot(t)
+		path := filepath.Join(tempDir(t), "control.sock")
+		owner := start(t, "claim", []string{path, "600", "", "022"}, func(cmd *exec.Cmd) { cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS })
+		if got := owner.line(); got != "claimed" {
+			t.Fatal(got)
+		}
+		_, err := rendezvous.Reach(deadline(t), rendezvous.Place{Path: fmt.Sprintf("/proc/%d/root%s", owner.cmd.Process.Pid, path)})
+		if !errors.Is(err, rendezvous.ErrUnsafe) || !strings.Contains(err.Error(), "nsenter") {
+			t.Errorf("got %v", err)
+		}
+	})
+}

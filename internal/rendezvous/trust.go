@@ -121,6 +121,10 @@ func (p Place) vouch() (file, error) {
 			if err != nil {
 				return file{}, nil //nolint:nilerr // see above
 			}
+			if !saysWhere(next) {
+				return file{}, unsafe(next, fmt.Sprintf("%s leads into another mount namespace, where the way cannot be checked: "+
+					"go there (nsenter --mount --root --target PID) and use the path that it has there", next))
+			}
 			if filepath.IsAbs(target) {
 				at = "/"
 			}
@@ -133,6 +137,23 @@ func (p Place) vouch() (file, error) {
 			at = next
 		}
 	}
+}
+
+// saysWhere reports whether a symbolic link leads where its text says. Those of proc(5)
+// into the files of a process with another mount namespace do not: the kernel follows
+// them without a look at the text.
+func saysWhere(link string) bool {
+	rest, ok := strings.CutPrefix(link, "/proc/")
+	process, name, below := strings.Cut(rest, "/")
+	if !ok || !below || name == "" {
+		return true
+	}
+	theirs, err := os.Stat("/proc/" + process + "/ns/mnt")
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) // which is no process, or one without a link to follow
+	}
+	own, err := os.Stat("/proc/self/ns/mnt")
+	return err == nil && os.SameFile(own, theirs)
 }
 
 func components(path string) []string {
@@ -206,6 +227,12 @@ func (p Place) checkListener(conn *scm.Conn, st file) error {
 		return nil
 	case err == nil && dir.mode.Perm()&0o020 != 0 && peer.In(dir.gid):
 		return nil
+	}
+	if peer.Unmapped() {
+		return &UnsafeError{Path: p.Path, File: p.Path, Reason: fmt.Sprintf(
+			"the process that listens there (%v) has the overflow uid, which stands for everybody without a number in this user namespace, and is believed of nobody: "+
+				"ask from the namespace that the service's user is of; if that user is nobody, run the service as one of its own; "+
+				"or set CROSSFADE_TRUST_DIRECTORY=1 if all are trusted who can write to %s", peer, filepath.Dir(p.Path))}
 	}
 	return &UnsafeError{Path: p.Path, File: p.Path, Reason: fmt.Sprintf(
 		"it is not said to be for the process that listens there (%v): neither the file nor its directory is that user's, or writable for a group of it; %s",
