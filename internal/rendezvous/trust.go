@@ -169,7 +169,7 @@ func (t trust) directory(path string, st file) (shared bool, reason string) {
 		return false, ""
 	case !slices.Contains(t.uids, st.uid) && !slices.Contains(t.hosts, st.uid):
 		return false, fmt.Sprintf("directory %s has mode %04o, uid %d and gid %d: uid %d, who is neither root nor uid %d, could put another file into it: "+
-			"choose a directory of root's or of this user's", path, st.mode.Perm(), st.uid, st.gid, st.uid, os.Geteuid())
+			"choose a directory of root's or of this user's%s", path, st.mode.Perm(), st.uid, st.gid, st.uid, os.Geteuid(), t.lastResort(path))
 	case st.mode.Perm()&0o002 != 0:
 		who, remedy = "everybody", "chmod o-w it"
 	case st.mode.Perm()&0o020 != 0 && !slices.Contains(t.gids, st.gid):
@@ -184,8 +184,17 @@ func (t trust) directory(path string, st file) (shared bool, reason string) {
 		return true, ""
 	}
 	return false, fmt.Sprintf("directory %s has mode %04o, uid %d and gid %d: %s could put another file into it: %s, "+
-		"choose another directory, or set CROSSFADE_TRUST_DIRECTORY=1 if all who can write there are trusted",
-		path, st.mode.Perm(), st.uid, st.gid, who, remedy)
+		"choose another directory%s",
+		path, st.mode.Perm(), st.uid, st.gid, who, remedy, t.lastResort(path))
+}
+
+// lastResort is what an operator is told last of a directory, nothing of one above the
+// socket's: for those it is no help.
+func (t trust) lastResort(path string) string {
+	if path != t.dir {
+		return ""
+	}
+	return ", or set CROSSFADE_TRUST_DIRECTORY=1 if all who can write there are trusted"
 }
 
 // planted is said of a file that others may have put where it is.

@@ -382,3 +382,18 @@ func TestAPathThatIsSwappedBetweenCheckAndUse(t *testing.T) {
 	}
 	t.Logf("refused %d times, nobody there %d times", refused, nobody)
 }
+
+// TestTrustIsOfferedWhereItHelps: TrustDirectory is for the socket's directory, and no
+// help with one above it.
+func TestTrustIsOfferedWhereItHelps(t *testing.T) {
+	const offer = "CROSSFADE_TRUST_DIRECTORY=1"
+	for name, helps := range map[string]bool{"": false, "d": true} {
+		top := tempDir(t)
+		mkdir(t, filepath.Join(top, "d"))
+		chmod(t, filepath.Join(top, name), 0o777)
+		err := wantUnknown(t, rendezvous.Place{Path: filepath.Join(top, "d", "control.sock")})
+		if !errors.Is(err, rendezvous.ErrUnsafe) || strings.Contains(err.Error(), offer) != helps {
+			t.Errorf("everybody may write to %q below the top: %v", name, err)
+		}
+	}
+}
