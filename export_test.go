@@ -50,3 +50,7 @@ func ReceivePage(c *Config, ds []handoff.Descriptor, late bool) error {
 
 // CheckFDName says what the registry takes for a name.
 var CheckFDName = checkName
+
+// AsSibling changes the attributes of a command so that what it starts becomes a child
+// of this process's own parent.
+var AsSibling = asSibling

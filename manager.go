@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -65,6 +66,26 @@ func (u *Upgrader) joinUnit(manager *systemd.Environment) {
 		Store:    !u.cfg.Disabled && (u.cfg.FDStore || manager.FDStore > 0),
 		StoreMax: manager.FDStore,
 	}, predecessor, u.env.fd >= 0)
+}
+
+// managed reports whether the parent of this process is the service manager, so that
+// it should be that of the next main process, too. systemd takes a main process for its
+// child or not when it is named, and what is not its child it neither waits for when the unit
+// stops, nor misses when it dies.
+//
+// Of a parent that may not be looked at, because of ProtectProc=, it is known that a
+// process 1 has the orphans of all. Process 1 itself, which can have no siblings, has the
+// parent 0, and so has one whose parent is in another pid namespace.
+func (u *Upgrader) managed() bool {
+	if len(u.unit.Environ()) == 0 {
+		return false
+	}
+	parent := os.Getppid()
+	same, err := sameUnit(parent)
+	if err != nil {
+		return parent == 1
+	}
+	return !same
 }
 
 // activate takes in what the service manager has passed: from its sockets, and from

@@ -144,6 +144,7 @@ type commandSpec struct {
 	Args   []string
 	Pipes  int  // how many files of its own the command passes on
 	NoDesk bool // it does not know of the desk
+	Tied   bool // it is to die with the process that starts it
 	Bound  bool // it is made for the context that Config.Command gets
 	Fails  string
 }
@@ -1241,6 +1242,9 @@ func (s *service) config() *crossfade.Config {
 	return cfg
 }
 
+// tied has a command die with the process that starts it, where the system can.
+var tied *syscall.SysProcAttr
+
 // makeCommand is Config.Command.
 func (s *service) makeCommand(ctx context.Context) (*exec.Cmd, error) {
 	s.emit("spawn", nil, nil)
@@ -1271,6 +1275,9 @@ func (s *service) makeCommand(ctx context.Context) (*exec.Cmd, error) {
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if c.NoDesk {
 		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, deskEnv+"=") })
+	}
+	if c.Tied {
+		cmd.SysProcAttr = tied
 	}
 	for range c.Pipes {
 		r, w, err := os.Pipe()

@@ -7,15 +7,21 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
-// reapGrace is how long a successor that has failed may take to exit by itself:
-// it has been told, and its own last words are worth having.
-const reapGrace = 3 * time.Second
+const (
+	// reapGrace is how long a successor that has failed may take to exit by itself:
+	// it has been told, and its own last words are worth having.
+	reapGrace = 3 * time.Second
+	// statusGrace is how long the service manager may take to wait for a successor
+	// that has exited, before the error does without its status.
+	statusGrace = 2 * time.Second
+)
 
 // Upgrade starts Config.Command as the successor and returns nil as soon as it
 // owns. Without a probation Exit is closed then, or about to be; with one, this
@@ -23,6 +29,11 @@ const reapGrace = 3 * time.Second
 // pair, so that the result belongs to exactly that process. On an error this
 // process goes on as the owner, and what was started has ended: it gets a
 // moment to exit by itself, then it is killed.
+//
+// Where a service manager has started this process, and hears of its handoffs, the
+// successor becomes the manager's child as this one is (Linux: CLONE_PARENT): it will be the main
+// process of the unit, whose end the manager has to see. The command's ProcessState remains nil
+// then. A command whose SysProcAttr needs this process as its parent gets it all the same.
 //
 // When ctx ends before Commit the attempt is aborted. Afterwards it no longer
 // can be: the error then matches ErrOutcomeUnknown, and State tells later.
@@ -83,7 +94,7 @@ func (u *Upgrader) replace(ctx context.Context, settled bool) error {
 		return nil
 	case errors.As(err, new(*handoff.Error)), errors.As(err, new(*handoff.RefusedError)):
 		child.end()
-		return fmt.Errorf("%w (the started process, pid %d: %s)", err, child.pid(), child.cmd.ProcessState)
+		return fmt.Errorf("%w (the started process, pid %d: %s)", err, child.pid(), child.status)
 	default:
 		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	}
@@ -100,7 +111,10 @@ func (e *controlError) Unwrap() error        { return e.err }
 // child is a process that Upgrade has started.
 type child struct {
 	cmd    *exec.Cmd
-	exited chan struct{} // closed when it has been reaped
+	beside *scm.Process  // if it is the manager's child and not this process's, else nil
+	exited chan struct{} // closed when it has exited
+	known  chan struct{} // closed when status says how
+	status string
 }
 
 // start starts Config.Command with theirs behind the command's own files.
@@ -115,15 +129,75 @@ func (u *Upgrader) start(ctx context.Context, theirs *os.File) (*child, error) {
 	}
 	cmd.ExtraFiles = append(cmd.ExtraFiles, theirs)
 	cmd.Env = append(childEnviron(environ, u.cfg, rand.Text(), 2+len(cmd.ExtraFiles)), u.unit.Environ()...)
+	return startChild(cmd, u.managed())
+}
+
+// startChild starts cmd; beside this process, as another child of its parent, if that
+// should be and can be.
+func startChild(cmd *exec.Cmd, beside bool) (*child, error) {
+	c := &child{cmd: cmd, exited: make(chan struct{}), known: make(chan struct{})}
+	pidfd := -1
+	if beside {
+		cmd.SysProcAttr, beside = asSibling(cmd.SysProcAttr, &pidfd)
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	c := &child{cmd: cmd, exited: make(chan struct{})}
-	go func() { // ends with the process, which may be after this one's drain
-		defer close(c.exited)
-		_ = cmd.Wait() // the state says it all
-	}()
+	if !beside {
+		go c.wait() // ends with the process, which may be after this one's drain
+		return c, nil
+	}
+	var err error
+	if c.beside, err = scm.NewProcess(pidfd); err != nil {
+		_ = cmd.Process.Kill()
+		c.release()
+		return nil, fmt.Errorf("what was started cannot be watched: %w", err)
+	}
+	go c.watch() // as above
 	return c, nil
+}
+
+// wait waits for a child.
+func (c *child) wait() {
+	_ = c.cmd.Wait() // the state says it all
+	c.status = c.cmd.ProcessState.String()
+	close(c.exited)
+	close(c.known)
+}
+
+// watch waits for a process that the manager waits for.
+func (c *child) watch() {
+	defer c.release()
+	defer c.beside.Close()
+	c.status = "its exit status is the service manager's to know"
+	defer close(c.known)
+	if err := c.beside.AwaitExit(); err != nil {
+		return // never, as long as it is not closed; and what may live has not exited
+	}
+	close(c.exited)
+	timer := time.AfterFunc(statusGrace, func() { _ = c.beside.Close() })
+	defer timer.Stop()
+	if status, err := c.beside.ExitStatus(); err == nil {
+		c.status = exitText(status)
+	}
+}
+
+// release ends what the command has in this process, if that is not its parent.
+func (c *child) release() {
+	_ = c.cmd.Wait() // there is nothing to wait for but the command's own goroutines
+	_ = c.cmd.Process.Release()
+}
+
+// exitText is what [os.ProcessState.String] says of the same.
+func exitText(status syscall.WaitStatus) string {
+	if !status.Signaled() {
+		return fmt.Sprintf("exit status %d", status.ExitStatus())
+	}
+	text := "signal: " + status.Signal().String()
+	if status.CoreDump() {
+		text += " (core dumped)"
+	}
+	return text
 }
 
 // command calls Config.Command. What it gets ends with ctx, but not once the command
@@ -145,21 +219,32 @@ func (c *child) pid() int { return c.cmd.Process.Pid }
 func (c *child) Exited() <-chan struct{} { return c.exited }
 
 func (c *child) Kill() error {
-	if err := c.cmd.Process.Kill(); !errors.Is(err, os.ErrProcessDone) {
-		return err
+	var err error
+	if c.beside != nil {
+		err = c.beside.Signal(syscall.SIGKILL)
+	} else {
+		err = c.cmd.Process.Kill()
 	}
-	return nil
+	select {
+	case <-c.exited:
+		return nil
+	default:
+	}
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
 }
 
-// end returns when the process has ended.
+// end returns when the process has ended, and status says how.
 func (c *child) end() {
 	timer := time.NewTimer(reapGrace)
 	defer timer.Stop()
 	select {
-	case <-c.exited:
+	case <-c.known:
 		return
 	case <-timer.C:
 	}
 	_ = c.Kill()
-	<-c.exited
+	<-c.known
 }
