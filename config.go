@@ -195,7 +195,8 @@ type Config struct {
 	// Command makes what Upgrade starts; ctx bounds the making only, and Stop
 	// waits for it. Default: os.Args[0] as New found it, made absolute but with
 	// its symbolic links not resolved, the same arguments, working directory
-	// and environment, and inherited output.
+	// and environment, and inherited output. Below a service manager it may
+	// become that one's child: see Upgrade.
 	Command func(ctx context.Context) (*exec.Cmd, error)
 	// PIDFile is written when this process becomes the owner and removed by
 	// the owner that stops for good.

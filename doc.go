@@ -64,7 +64,8 @@
 // STOPPING=1 at Stop, and more time for a drain that gets on. Only the main process
 // of the unit speaks. A successor in the same unit becomes that when its predecessor
 // has retired, which tells systemd so and has it confirmed before Exit is closed;
-// never before, so that a successor which dies on probation takes nothing down.
+// never before, so that a successor which dies on probation takes nothing down. What
+// Upgrade starts is systemd's child, as this process is, and not this process's own.
 // [Config.Watchdog] is what the unit's watchdog asks.
 //
 // Sockets that systemd passes are in the registry as if they were inherited: Listen

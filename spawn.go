@@ -31,9 +31,10 @@ const (
 // moment to exit by itself, then it is killed.
 //
 // Where a service manager has started this process, and hears of its handoffs, the
-// successor becomes the manager's child as this one is (Linux: CLONE_PARENT): it will be the main
-// process of the unit, whose end the manager has to see. The command's ProcessState remains nil
-// then. A command whose SysProcAttr needs this process as its parent gets it all the same.
+// successor becomes the manager's child as this one is (CLONE_PARENT, Linux): it will
+// be the main process of the unit, whose end the manager has to see. The command's
+// ProcessState remains nil then. A command whose SysProcAttr needs this process as its
+// parent, as Pdeathsig does, gets it all the same.
 //
 // When ctx ends before Commit the attempt is aborted. Afterwards it no longer
 // can be: the error then matches ErrOutcomeUnknown, and State tells later.
