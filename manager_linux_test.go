@@ -79,7 +79,7 @@ func unitSpec(d *desk) serviceSpec {
 func sayings(m *fakemanager.Manager) (said []string) {
 	for _, msg := range m.Messages() {
 		lines := slices.DeleteFunc(slices.Clone(msg.Lines), func(line string) bool {
-			return strings.HasPrefix(line, "STATUS=") || strings.HasPrefix(line, "MONOTONIC_USEC=") ||
+			return strings.HasPrefix(line, "STATUS=") || strings.HasPrefix(line, "MONOTONIC_USEC=") || strings.HasPrefix(line, "MAINPIDFDID=") ||
 				strings.HasPrefix(line, "EXTEND_TIMEOUT_USEC=") || line == "WATCHDOG=1"
 		})
 		if len(lines) > 0 {
@@ -185,7 +185,7 @@ func TestManagerIsToldOfASuccessorAtRetired(t *testing.T) {
 			if main := m.Main(); main != next.pid {
 				t.Errorf("when the old process may exit %d is the main one", main)
 			}
-			m.Await("MAINPID=" + strconv.Itoa(next.pid))
+			m.Await(mainProcess(t, next.pid)...)
 			m.Await("BARRIER=1")
 			awaitAll(m, next, "WATCHDOG=1", "READY=1", "STATUS=serving, generation 2, v2")
 			if query[bool](old, "speak", "X_MOOD=replaced") {
@@ -205,8 +205,8 @@ func TestManagerIsToldOfASuccessorAtRetired(t *testing.T) {
 			last := d.spawned()
 			last.expect("ready")
 			last.do("settle")
-			m.Await("MAINPID=" + strconv.Itoa(last.pid))
-			m.Await("MAINPID=" + strconv.Itoa(last.pid)) // by itself, to say that it goes on
+			m.Await(mainProcess(t, last.pid)...)
+			m.Await(mainProcess(t, last.pid)...) // by itself, to say that it goes on
 			last.do("stop")
 			if msg := m.Await("STOPPING=1"); msg.PID != last.pid {
 				t.Errorf("%v", msg)
@@ -220,6 +220,19 @@ func TestManagerIsToldOfASuccessorAtRetired(t *testing.T) {
 	}
 }
 
+// mainProcess is what names a process as the main one: its number and, where the
+// kernel has one, what no other process ever has.
+func mainProcess(t *testing.T, pid int) []string {
+	t.Helper()
+	lines := []string{"MAINPID=" + strconv.Itoa(pid)}
+	id, err := scm.PidfdIDOf(pid)
+	if err != nil {
+		t.Logf("only the number can be compared: %v", err)
+		return lines
+	}
+	return append(lines, "MAINPIDFDID="+strconv.FormatUint(id, 10))
+}
+
 // The order is what the end of the old process depends on.
 func TestManagerConfirmsBeforeExit(t *testing.T) {
 	d := newDesk(t)
@@ -229,7 +242,7 @@ func TestManagerConfirmsBeforeExit(t *testing.T) {
 	m.Await("READY=1")
 	next := d.launch(spec)
 	next.expect("settled") // it has read Retired
-	m.Await("MAINPID=" + strconv.Itoa(next.pid))
+	m.Await(mainProcess(t, next.pid)...)
 	m.Await("BARRIER=1")
 	if old.happened("exit") {
 		t.Error("the old process may exit before the manager has confirmed its successor")

@@ -93,9 +93,9 @@ func (s service) Resume() {
 	s.u.accept()
 }
 
-func (s service) Relieve(successor handoff.Process) *handoff.ServiceManager {
+func (s service) Relieve(successor handoff.Process, pidfdID uint64) *handoff.ServiceManager {
 	s.u.letGo(ErrRetired, true)
-	return s.u.unit.Relieve(successor)
+	return s.u.unit.Relieve(successor, pidfdID)
 }
 
 func (s service) Retire() { s.u.finish(ErrRetired) }

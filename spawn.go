@@ -216,7 +216,7 @@ func (u *Upgrader) command(ctx context.Context) (*exec.Cmd, error) {
 
 func (c *child) pid() int { return c.cmd.Process.Pid }
 
-// Exited and Kill make it a [handoff.CandidateProcess].
+// Exited, Kill and PidfdID make it a [handoff.CandidateProcess].
 func (c *child) Exited() <-chan struct{} { return c.exited }
 
 func (c *child) Kill() error {
@@ -236,6 +236,10 @@ func (c *child) Kill() error {
 	}
 	return err
 }
+
+// PidfdID asks by the number, which is the child's for as long as it lives: whoever
+// wants to know it has just heard from it.
+func (c *child) PidfdID() (uint64, error) { return scm.PidfdIDOf(c.pid()) }
 
 // end returns when the process has ended, and status says how.
 func (c *child) end() {

@@ -460,6 +460,8 @@ func newStranger() *stranger { return &stranger{exited: make(chan struct{})} }
 
 func (p *stranger) Exited() <-chan struct{} { return p.exited }
 
+func (p *stranger) PidfdID() (uint64, error) { return 0, errors.ErrUnsupported }
+
 func (p *stranger) Kill() error {
 	p.add("Kill")
 	return p.onKill()

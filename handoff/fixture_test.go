@@ -135,7 +135,7 @@ func (s *service) Resume() {
 	}
 }
 
-func (s *service) Relieve(successor handoff.Process) *handoff.ServiceManager {
+func (s *service) Relieve(successor handoff.Process, _ uint64) *handoff.ServiceManager {
 	s.relieved = successor
 	if s.onRelieve != nil {
 		s.onRelieve()
@@ -620,3 +620,5 @@ type processOf <-chan struct{}
 func (p processOf) Exited() <-chan struct{} { return p }
 
 func (p processOf) Kill() error { return errors.ErrUnsupported }
+
+func (p processOf) PidfdID() (uint64, error) { return 0, errors.ErrUnsupported }

@@ -56,10 +56,12 @@ type Service interface {
 	// the server's control listener again.
 	Resume()
 	// Relieve is called as soon as Retired is written, before anybody else hears
-	// of it. It closes every copy of what was handed over (I6). successor is its
-	// pid as the kernel says, 0 if it does not. The result is what is the
-	// successor's from now on to tell the service manager, nil for nothing.
-	Relieve(successor Process) *ServiceManager
+	// of it. It closes every copy of what was handed over (I6). successor has its
+	// pid as the kernel says, 0 if it does not, and pidfdID is what the kernel knows
+	// that process by and no other, see [scm.FD.PidfdID], 0 if it is not known. The
+	// result is what is the successor's from now on to tell the service manager, nil
+	// for nothing.
+	Relieve(successor Process, pidfdID uint64) *ServiceManager
 	// Retire follows when everybody who waited for it has been told: this process
 	// never comes back, and its program hears of it.
 	Retire()

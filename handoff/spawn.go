@@ -15,6 +15,8 @@ type CandidateProcess interface {
 	Exited() <-chan struct{}
 	// Kill ends it at once, and no other.
 	Kill() error
+	// PidfdID is what the kernel knows it by, see [scm.FD.PidfdID].
+	PidfdID() (uint64, error)
 }
 
 // Spawned is the attempt of a process that the owner has started itself.

@@ -111,7 +111,7 @@ func (p *predecessor) retire() {
 		return
 	}
 	p.server.drains(p) // before the program hears of it
-	if sm := p.server.service.Relieve(p.successor()); sm != nil {
+	if sm := p.server.service.Relieve(p.successor(), p.pidfdID()); sm != nil {
 		// If it has gone, so has the part. Nothing else depends on it.
 		_ = p.send(&pb.ServerMessage{Message: &pb.ServerMessage_Draining{Draining: &pb.Draining{ServiceManager: serviceManagerToWire(sm)}}})
 	}
@@ -132,6 +132,25 @@ func (p *predecessor) successor() Process {
 		who.PID = p.who.Peer.PID
 	}
 	return who
+}
+
+// pidfdID is what the kernel knows the successor's process by, 0 if it does not say or
+// if it is not certain which process that is.
+func (p *predecessor) pidfdID() uint64 {
+	var (
+		id  uint64
+		err error
+	)
+	switch {
+	case p.who.Peer != nil:
+		id, err = p.who.Peer.PidfdID()
+	case p.process != nil:
+		id, err = p.process.PidfdID()
+	}
+	if err != nil { // an older kernel, mostly: its number has to do
+		return 0
+	}
+	return id
 }
 
 // drain serves the successor's wishes until it has gone. The connection stays
@@ -233,7 +252,7 @@ func (p *predecessor) leave() {
 	p.server.closeControl()
 	p.server.service.Pause(nil)
 	p.server.setState(StateDraining)
-	p.server.service.Relieve(p.successor()) // who has not settled is told nothing
+	p.server.service.Relieve(p.successor(), p.pidfdID()) // who has not settled is told nothing
 	p.tell(errStop)
 	p.decide(errStop)
 	p.server.payDebts() // as in retire

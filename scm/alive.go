@@ -102,6 +102,16 @@ func (f *FD) PidfdID() (uint64, error) {
 	return id, idErr
 }
 
+// PidfdIDOf is [FD.PidfdID] of the process that has this number now, see [OpenPidfd].
+func PidfdIDOf(pid int) (uint64, error) {
+	f, err := OpenPidfd(pid)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return f.PidfdID()
+}
+
 // OpenPidfd returns a pidfd of the process with this number: pidfd_open(2), Linux
 // 5.3. An error that matches [os.ErrProcessDone] says that there is none. Unless
 // the process is a child that has not been waited for, the number may have been

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -96,7 +97,7 @@ func (m *Manager) got(msg Message, fds []*scm.FD, malformed bool) {
 	if !msg.Heard {
 		return
 	}
-	if pid := number(msg.Value("MAINPID")); pid > 0 {
+	if pid := number(msg.Value("MAINPID")); pid > 0 && known(pid, msg.Value("MAINPIDFDID")) {
 		m.main = pid
 	}
 	switch {
@@ -105,6 +106,16 @@ func (m *Manager) got(msg Message, fds []*scm.FD, malformed bool) {
 	case msg.Has("FDSTOREREMOVE=1"):
 		m.remove(msg.Value("FDNAME"))
 	}
+}
+
+// known reports whether the process with this pid is the one that the kernel knows by
+// id, as systemd asks from v257 on. An id that is not given fits all.
+func known(pid int, id string) bool {
+	if id == "" {
+		return true
+	}
+	own, err := scm.PidfdIDOf(pid)
+	return err == nil && id == strconv.FormatUint(own, 10)
 }
 
 // keep stores descriptors, and returns those that it does not.

@@ -105,7 +105,7 @@ func (m *Member) leaving(s *Standing) string {
 	case m.stopping:
 		text = "stopping"
 	case m.successor != nil:
-		text = "replaced by " + describe(*m.successor)
+		text = "replaced by " + describe(m.successor.Process)
 	case errors.Is(s.Err, handoff.ErrRolledBack):
 		text = "rolled back"
 	case s.Err != nil:

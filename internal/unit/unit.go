@@ -96,6 +96,12 @@ const (
 	relieved             // its successor is
 )
 
+// nextMain is who comes after this process.
+type nextMain struct {
+	handoff.Process
+	pidfdID uint64 // 0 if it is not known
+}
+
 // Member is a process in a unit. The zero value is none: see [New]. All methods may
 // be called concurrently.
 type Member struct {
@@ -105,8 +111,8 @@ type Member struct {
 	mu        sync.Mutex
 	role      role
 	part      Part
-	arrived   chan struct{}    // closed when this process waits for the part no longer
-	successor *handoff.Process // once this process has retired
+	arrived   chan struct{} // closed when this process waits for the part no longer
+	successor *nextMain     // once this process has retired
 	hush      context.CancelFunc
 	woken     bool // the box is about to look at what is to be said
 	lookAt    time.Time
@@ -239,17 +245,17 @@ func (m *Member) Given(sm handoff.ServiceManager) {
 	m.part = Part{Notifier: notifier, Watchdog: sm.Watchdog, Store: sm.FDStore, StoreMax: sm.FDStoreMax}
 	m.claims, m.lookAt = true, time.Time{} // again, for a manager that has not heard the other
 	m.speakLocked()
-	successor := m.successor
+	next := m.successor
 	m.mu.Unlock()
 	m.cfg.Log.Info("this process is the main one of its unit now")
-	if successor == nil {
+	if next == nil {
 		return
 	}
 	// Replaced in turn before the part had come.
 	ctx, cancel := passing()
 	defer cancel()
-	if next := m.pass(ctx, *successor); next != nil {
-		m.cfg.Tell(*next)
+	if part := m.pass(ctx, *next); part != nil {
+		m.cfg.Tell(*part)
 	}
 }
 
@@ -400,7 +406,11 @@ func (m *Member) statesLocked(text string) (states []systemd.State, said func())
 		states, done = append(states, s), append(done, then)
 	}
 	if m.claims {
-		add(systemd.MainPID(os.Getpid(), 0), func() { m.claims = false })
+		id, err := scm.PidfdIDOf(os.Getpid())
+		if err != nil { // an older kernel, mostly: the number has to do
+			id = 0
+		}
+		add(systemd.MainPID(os.Getpid(), id), func() { m.claims = false })
 	}
 	switch {
 	case m.ready && !m.saidReady: // first: a unit that stops before it has started has failed
@@ -521,9 +531,11 @@ func (m *Member) clearStore(notifier *systemd.Notifier) error {
 }
 
 // Relieve is called when this process has retired. If the successor is in the same
-// unit the manager hears of it, and the result is what the successor needs. It
-// takes 5 s at most.
-func (m *Member) Relieve(successor handoff.Process) *handoff.ServiceManager {
+// unit the manager hears of it, and the result is what the successor needs. pidfdID
+// is what the kernel knows the successor by, 0 if it is not known. It takes 5 s at
+// most.
+func (m *Member) Relieve(process handoff.Process, pidfdID uint64) *handoff.ServiceManager {
+	next := nextMain{process, pidfdID}
 	ctx, cancel := passing()
 	defer cancel()
 	m.mu.Lock()
@@ -534,13 +546,13 @@ func (m *Member) Relieve(successor handoff.Process) *handoff.ServiceManager {
 	case <-ctx.Done():
 	}
 	m.mu.Lock()
-	m.out, m.successor = true, &successor
+	m.out, m.successor = true, &next
 	speaks := m.role == speaking
 	m.mu.Unlock()
 	if !speaks {
 		return nil
 	}
-	return m.pass(ctx, successor)
+	return m.pass(ctx, next)
 }
 
 func passing() (context.Context, context.CancelFunc) {
@@ -552,10 +564,10 @@ var errNoAnswer = &handoff.TimeoutError{For: "answer of the service manager", Li
 // pass makes the successor the main process, if it is in the same unit. Else this
 // one stays the main process of its unit, and what the manager keeps of the
 // service goes (I6).
-func (m *Member) pass(ctx context.Context, successor handoff.Process) *handoff.ServiceManager {
-	same, err := m.cfg.SameUnit(successor.PID)
+func (m *Member) pass(ctx context.Context, next nextMain) *handoff.ServiceManager {
+	same, err := m.cfg.SameUnit(next.PID)
 	if err != nil {
-		m.cfg.Log.Debug("the successor's unit is not known", "successor", successor, "err", err)
+		m.cfg.Log.Debug("the successor's unit is not known", "successor", next.Process, "err", err)
 	}
 	m.mu.Lock()
 	part := m.part
@@ -565,7 +577,7 @@ func (m *Member) pass(ctx context.Context, successor handoff.Process) *handoff.S
 		m.Changed()
 		return nil
 	}
-	m.within(ctx, func() { m.name(ctx, successor) })
+	m.within(ctx, func() { m.name(ctx, next) })
 	m.mu.Lock()
 	m.role = relieved // also if the box has not come to it
 	m.mu.Unlock()
@@ -575,7 +587,7 @@ func (m *Member) pass(ctx context.Context, successor handoff.Process) *handoff.S
 }
 
 // name tells the manager who the main process is, as this one's last message.
-func (m *Member) name(ctx context.Context, successor handoff.Process) {
+func (m *Member) name(ctx context.Context, next nextMain) {
 	if end, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadlineCause(ctx, end.Add(-passSpare), errNoAnswer)
@@ -584,20 +596,20 @@ func (m *Member) name(ctx context.Context, successor handoff.Process) {
 	m.mu.Lock()
 	m.role = relieved
 	m.hush()
-	states := []systemd.State{systemd.MainPID(successor.PID, 0)}
+	states := []systemd.State{systemd.MainPID(next.PID, next.pidfdID)}
 	if m.toReload || m.saidReload {
 		// In the same message: after it nobody would hear this process.
 		states = append(states, systemd.Ready())
 	}
 	notifier := m.part.Notifier
 	m.mu.Unlock()
-	err := notifier.Send(ctx, append(states, systemd.Status("handed over to "+describe(successor)))...)
+	err := notifier.Send(ctx, append(states, systemd.Status("handed over to "+describe(next.Process)))...)
 	if err == nil {
 		err = notifier.Barrier(ctx)
 	}
 	if err != nil {
 		m.note("successor", fmt.Errorf("the service manager has not confirmed pid %d as the main process: "+
-			"it may take the end of this one for the end of the service: %w", successor.PID, err))
+			"it may take the end of this one for the end of the service: %w", next.PID, err))
 	}
 }
 
