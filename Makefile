@@ -85,7 +85,7 @@ bench: ## Run the benchmarks that match BENCH (all), each for BENCHTIME (1s)
 
 .PHONY: bench-door
 bench-door: ## Hand over while the control socket is attacked, and show what that takes
-	$(GO) test -run='^$$' -bench='^BenchmarkDoor$$' -benchtime=1x .
+	$(GO) test -run='^$$' -bench='^BenchmarkDoor$$' -benchtime=20x .
 
 .PHONY: bench-http
 bench-http: ## Replace an HTTP server under load, with Shutdown and with httphandoff (SOAK=300: only that, so often)

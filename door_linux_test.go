@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/metrics"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,24 +29,16 @@ type (
 		Stranger int // the process that may not connect
 	}
 	doorReply struct {
-		Mean                    time.Duration // of a handoff
-		Goroutines, Descriptors int           // the most that there were
-		Heap                    uint64
+		Longest time.Duration // of the handoffs
+		Most    flood.Use
 	}
 )
 
-// BenchmarkDoor hands a service over again and again, at first in peace and then while
-// two processes attack its control socket in all ways at once: one that may connect, and
-// one that may not. It reports how long a handoff takes in both, and the most that the
-// process has used, all generations of which are in it.
+// BenchmarkDoor hands a service over, in peace and then while two processes attack its
+// control socket in all ways at once: one that may connect, and one that may not. An
+// operation is a handoff. It reports the longest besides, and the most that the process
+// has used, all generations of which are in it.
 func BenchmarkDoor(b *testing.B) {
-	for range b.N { // the figures are those of the last
-		benchmarkDoor(b)
-	}
-}
-
-func benchmarkDoor(b *testing.B) {
-	const handoffs = 20
 	socket := filepath.Join(socketDir(b), "control")
 	cmd := command(b, "door", socket)
 	in, err := cmd.StdinPipe()
@@ -61,33 +51,27 @@ func benchmarkDoor(b *testing.B) {
 	}
 	start(b, cmd)
 	ask, answers := json.NewEncoder(in), json.NewDecoder(out)
-	handOver := func(stranger int) (r doorReply) {
-		if err := ask.Encode(doorRequest{handoffs, stranger}); err != nil {
+	stranger := -1
+	handOver := func(b *testing.B) {
+		if err := ask.Encode(doorRequest{b.N, stranger}); err != nil {
 			b.Fatal(err)
 		}
-		if err := answers.Decode(&r); err != nil {
+		var reply doorReply
+		if err := answers.Decode(&reply); err != nil {
 			b.Fatal(err)
 		}
-		return r
+		b.ReportMetric(float64(reply.Longest), "longest-ns")
+		b.ReportMetric(float64(reply.Most.Goroutines), "goroutines")
+		b.ReportMetric(float64(reply.Most.Descriptors), "descriptors")
+		b.ReportMetric(float64(reply.Most.Heap)/(1<<20), "heap-MiB")
 	}
-	quiet := handOver(-1)
+	b.Run("in peace", handOver)
 	allowed := flood.Start(b, processEnv+"=flood", 0, socket, flood.Names...)
 	denied := flood.Start(b, processEnv+"=flood", 0, socket, "silent", "bombs")
-	flooded := handOver(denied.PID)
-	connections := allowed.Stop(b).Connected + denied.Stop(b).Connected
-
-	const milli, mebi = float64(time.Millisecond), float64(1 << 20)
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(float64(quiet.Mean)/milli, "quiet-ms")
-	b.ReportMetric(float64(flooded.Mean)/milli, "flooded-ms")
-	b.ReportMetric(float64(flooded.Mean)/float64(quiet.Mean), "ratio")
-	b.ReportMetric(float64(connections), "connections")
-	b.ReportMetric(float64(quiet.Goroutines), "quiet-goroutines")
-	b.ReportMetric(float64(flooded.Goroutines), "flooded-goroutines")
-	b.ReportMetric(float64(quiet.Descriptors), "quiet-descriptors")
-	b.ReportMetric(float64(flooded.Descriptors), "flooded-descriptors")
-	b.ReportMetric(float64(quiet.Heap)/mebi, "quiet-heapMiB")
-	b.ReportMetric(float64(flooded.Heap)/mebi, "flooded-heapMiB")
+	stranger = denied.PID
+	b.Run("attacked", handOver)
+	allowed.Stop(b)
+	denied.Stop(b)
 }
 
 // door is a process that hands its service over to itself, as often as it is told.
@@ -122,41 +106,17 @@ func door() {
 		check(err)
 		stranger.Store(int64(r.Stranger))
 		runtime.GC()
-		var most doorReply
-		done := make(chan struct{})
-		var looking sync.WaitGroup
-		looking.Go(func() { most = lookAtUse(done) })
-		began := time.Now()
+		most := flood.Peak()
+		var reply doorReply
 		for range r.Handoffs {
+			began := time.Now()
 			next := own()
 			<-owner.Exit()
 			owner.Stop()
 			owner = next
+			reply.Longest = max(reply.Longest, time.Since(began))
 		}
-		mean := time.Since(began) / time.Duration(r.Handoffs)
-		close(done)
-		looking.Wait()
-		most.Mean = mean
-		check(replies.Encode(most))
-	}
-}
-
-// lookAtUse returns the most that this process has used until done.
-func lookAtUse(done <-chan struct{}) (most doorReply) {
-	ticker := time.NewTicker(5 * time.Millisecond)
-	defer ticker.Stop()
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	for {
-		metrics.Read(sample)
-		fds, err := os.ReadDir("/proc/self/fd")
-		check(err)
-		most.Goroutines = max(most.Goroutines, runtime.NumGoroutine())
-		most.Descriptors = max(most.Descriptors, len(fds))
-		most.Heap = max(most.Heap, sample[0].Value.Uint64())
-		select {
-		case <-ticker.C:
-		case <-done:
-			return most
-		}
+		reply.Most = most()
+		check(replies.Encode(reply))
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
-	"runtime/metrics"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,52 +35,6 @@ func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
-}
-
-// use is what this process uses.
-type use struct {
-	goroutines, descriptors int
-	heap                    uint64
-}
-
-func used(t testing.TB) use {
-	t.Helper()
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	metrics.Read(sample)
-	return use{runtime.NumGoroutine(), len(fds), sample[0].Value.Uint64()}
-}
-
-// peak looks at what this process uses until the function that it returns is called,
-// which returns the most there was.
-func peak(t testing.TB) (most func() use) {
-	t.Helper()
-	var top use
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		ticker := time.NewTicker(2 * time.Millisecond)
-		defer ticker.Stop()
-		for {
-			now := used(t)
-			top = use{max(top.goroutines, now.goroutines), max(top.descriptors, now.descriptors), max(top.heap, now.heap)}
-			select {
-			case <-ticker.C:
-			case <-done:
-				return
-			}
-		}
-	}()
-	most = sync.OnceValue(func() use {
-		close(done)
-		<-ended
-		return top
-	})
-	t.Cleanup(func() { most() })
-	return most
 }
 
 // beset is an owner that waits for a Hello for ever, as far as a test can tell.
@@ -114,8 +67,8 @@ func TestFloods(t *testing.T) {
 			p := beset(t, log, strings.HasSuffix(name, "strangers"))
 			name, _, _ = strings.Cut(name, " ")
 			runtime.GC()
-			before := used(t)
-			most := peak(t)
+			before, most := flood.Used(), flood.Peak()
+			t.Cleanup(func() { most() })
 			attack := flood.Start(t, roleVariable+"="+roleFlood, 0, p.path, name)
 			for range 3 {
 				p.mustServe(1)
@@ -125,14 +78,14 @@ func TestFloods(t *testing.T) {
 			result := attack.Stop(t)
 			after := most()
 			t.Logf("%d connections; before %+v, at most %+v", result.Connected, before, after)
-			if extra := after.goroutines - before.goroutines; extra > 4*(handoff.MaxConnections+handoff.MaxLeaving) {
+			if extra := after.Goroutines - before.Goroutines; extra > 4*(handoff.MaxConnections+handoff.MaxLeaving) {
 				t.Errorf("%d goroutines more", extra)
 			}
 			// Of each connection the socket and the pidfd, and what one read may bring.
-			if extra := after.descriptors - before.descriptors; extra > 2*(handoff.MaxConnections+handoff.MaxLeaving)+2*scm.MaxDescriptors {
+			if extra := after.Descriptors - before.Descriptors; extra > 2*(handoff.MaxConnections+handoff.MaxLeaving)+2*scm.MaxDescriptors {
 				t.Errorf("%d descriptors more", extra)
 			}
-			if extra := int64(after.heap) - int64(before.heap); extra > 40<<20 {
+			if extra := int64(after.Heap) - int64(before.Heap); extra > 40<<20 {
 				t.Errorf("%d MiB more", extra>>20)
 			}
 			if n := strings.Count(log.String(), "\n"); n > 200 {
