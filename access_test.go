@@ -298,13 +298,9 @@ func TestNothingIsTakenFromAStranger(t *testing.T) {
 		}, crossfade.ErrDenied, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			top, err := os.MkdirTemp("", "crossfade")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer os.RemoveAll(top)
+			top := socketDir(t)
 			dir := filepath.Join(top, "d")
-			err = errors.Join(os.Chmod(top, 0o755), os.Mkdir(dir, 0o755))
+			err := errors.Join(os.Chmod(top, 0o755), os.Mkdir(dir, 0o755))
 			if tt.sticky {
 				err = errors.Join(err, os.Chmod(dir, 0o777|os.ModeSticky))
 			} else {

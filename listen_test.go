@@ -37,7 +37,8 @@ func newUpgrader(t testing.TB, cfg *crossfade.Config) *crossfade.Upgrader {
 	return upg
 }
 
-// socketDir is a directory with a path short enough for unix sockets.
+// socketDir is a directory with a path short enough for unix sockets: t.TempDir has the
+// name of the test in it.
 func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "crossfade")

@@ -279,11 +279,7 @@ func copyOfTest(t *testing.T) string {
 		t.Fatal(err)
 	}
 	defer src.Close()
-	dir, err := os.MkdirTemp("", "crossfade")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := socketDir(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

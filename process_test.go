@@ -259,12 +259,7 @@ type desk struct {
 
 func newDesk(t testing.TB) *desk {
 	t.Helper()
-	// Not t.TempDir: with the name of the test in it, paths become too long for
-	// a unix socket.
-	dir, err := os.MkdirTemp("", "crossfade")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := socketDir(t)
 	ln, err := net.Listen("unix", filepath.Join(dir, "desk"))
 	if err != nil {
 		t.Fatal(err)
@@ -297,7 +292,6 @@ func (d *desk) close() {
 			_ = p.handle.Release()
 		}
 	}
-	_ = os.RemoveAll(d.dir)
 }
 
 func (d *desk) accept() {

@@ -298,11 +298,7 @@ type streams struct {
 
 func newStreams(t testing.TB) *streams {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "crossfade") // short, for unix sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := socketDir(t)
 	return &streams{t: t, dir: dir, address: loopback + ":0", unix: filepath.Join(dir, "s"), control: filepath.Join(dir, "c")}
 }
 

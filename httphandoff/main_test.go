@@ -73,12 +73,18 @@ type options struct {
 
 func newStage(t *testing.T, o options) *stage {
 	t.Helper()
+	st := &stage{t: t, socket: socketPath(t), address: "127.0.0.1:0"}
+	st.old = st.side("old", o)
+	return st
+}
+
+// socketPath is where a control socket can be: the paths of t.TempDir are too long.
+func socketPath(t *testing.T) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "httph")
 	must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	st := &stage{t: t, socket: filepath.Join(dir, "s"), address: "127.0.0.1:0"}
-	st.old = st.side("old", o)
-	return st
+	return filepath.Join(dir, "s")
 }
 
 // side starts one, which owns when it is returned.

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,10 +194,7 @@ func think(d time.Duration) { <-time.After(d) }
 // no client may have to connect twice.
 func TestTorture(t *testing.T) {
 	const visitors, upgrades = 32, 20
-	dir, err := os.MkdirTemp("", "httph")
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
+	socket := socketPath(t)
 	serving := startProcess(t, socket, "127.0.0.1:0")
 	address := serving.says("serving")
 
@@ -243,10 +239,7 @@ func TestTorture(t *testing.T) {
 // More idle connections than can be on their way at the same time move in one upgrade.
 func TestManyIdleConnections(t *testing.T) {
 	const idle = 500
-	dir, err := os.MkdirTemp("", "httph")
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
+	socket := socketPath(t)
 	old := startProcess(t, socket, "127.0.0.1:0")
 	st := &stage{t: t, address: old.says("serving")}
 	var all []*client
