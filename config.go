@@ -59,8 +59,8 @@ type Config struct {
 	// Socket is the path of the control socket. Empty: the environment's
 	// CROSSFADE_SOCKET; if that is empty too, only successors that Upgrade
 	// starts can take over. The deploy tool, which sets CROSSFADE_INSTANCE too,
-	// starts a process for the socket that it names: New fails if this is another. A relative path is resolved once, by New. At most
-	// 104 bytes on Linux.
+	// starts a process for the socket that it names: New fails if this is another.
+	// A relative path is resolved once, by New. At most 104 bytes on Linux.
 	Socket string
 	// SocketMode is the mode of the socket and its lock file (default 0600),
 	// in force before anyone can connect.

@@ -77,6 +77,15 @@
 // A supervisor that restarts every process must not restart one that was replaced,
 // which would take the service over again: see [Park].
 //
+// # Who may
+//
+// Whoever may use the control socket may take the service over, and has its sockets
+// then. The kernel says who it is: by default the owner's user, root, and the members
+// of [Config.SocketGroup] may; those of [Config.ReadGroup] may ask for the status.
+// [Config.Authorize] is for other rules. A successor asks the same about the owner,
+// and a control path that others could lead elsewhere is refused: [ErrUnsafePath].
+// docs/security.md says what that defends, and what it does not.
+//
 // # What a successor gets besides sockets
 //
 // Files and locks that are descriptors: [Fds.AddFile]. Bytes that the predecessor
