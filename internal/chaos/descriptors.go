@@ -18,8 +18,23 @@ import (
 type inventory map[string]int
 
 // inventoryOf looks at a process from outside. The inode numbers of sockets are
-// found in the tables of the network namespace, which the harness shares.
+// found in the tables of the network namespace, which the harness shares. While
+// others open and close sockets the kernel may pass over one in a table, so what
+// is in none is looked for again.
 func inventoryOf(pid int) (inventory, error) {
+	for range inventoryLooks - 1 {
+		have, err := lookInto(pid)
+		if err != nil || have[kindUnknown] == 0 {
+			return have, err
+		}
+	}
+	return lookInto(pid)
+}
+
+// inventoryLooks is how often inventoryOf looks for what it does not find.
+const inventoryLooks = 10
+
+func lookInto(pid int) (inventory, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -43,7 +58,7 @@ func inventoryOf(pid int) (inventory, error) {
 		switch {
 		case found && kind == "socket":
 			// Not in any table: closed since, or of a protocol nobody uses here.
-			kind = "socket of an unknown kind"
+			kind = kindUnknown
 			if k := sockets[strings.TrimSuffix(number, "]")]; k != "" {
 				kind = k
 			}
@@ -69,6 +84,7 @@ const (
 	kindUnixListener = "unix listener "
 	kindUnixConn     = "unix connection "
 	kindPair         = "unix connection without a name"
+	kindUnknown      = "socket of an unknown kind"
 
 	// What accept(2) returns has the name that its listener was bound to.
 	kindHandoff = kindUnixConn + "control~/s"
