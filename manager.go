@@ -108,6 +108,7 @@ func (f *Fds) activate(passed []systemd.Socket, accepting bool) {
 }
 
 func (f *Fds) activateLocked(s systemd.Socket) error {
+	f.inherited[s.Name] = true // also of what is refused: it must not stay in the store
 	id, err := s.FD.Identify()
 	if err != nil {
 		return err
@@ -122,7 +123,6 @@ func (f *Fds) activateLocked(s systemd.Socket) error {
 		d.Address = path
 		d.UnixPath = &handoff.UnixPath{Path: path, Bound: id.Address, Dev: at.Dev, Ino: at.Ino}
 	}
-	f.inherited[s.Name] = true
 	for _, e := range f.byID {
 		if id.Cookie != 0 && e.Identity.Cookie == id.Cookie {
 			f.log.Debug("the service manager has passed what is there already", "name", s.Name, "as", e.Name)
