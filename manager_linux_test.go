@@ -345,6 +345,35 @@ func TestManagerAndAFailedUpgrade(t *testing.T) {
 	}
 }
 
+// The end of a probation is that of its own, and not of what was waited for before.
+func TestManagerIsToldTheEndOfAProbation(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, nil)
+	p := d.startedBy(m, unitSpec(d))
+	m.Await("READY=1")
+	second := unitSpec(d)
+	second.BuildVersion, second.Probation = "v2", 10*time.Minute
+	p.do("upgrade", &commandSpec{Spec: &second})
+	next := d.spawned()
+	for {
+		_, text, _ := strings.Cut(m.Await("STATUS=").Value("STATUS"), "serves on probation until ")
+		if len(text) < len(time.TimeOnly) {
+			continue
+		}
+		end, err := time.Parse(time.TimeOnly, text[:len(time.TimeOnly)])
+		if err != nil {
+			t.Fatal(err)
+		}
+		// What was waited for before, CommitTimeout, is ten seconds.
+		now, err := time.Parse(time.TimeOnly, time.Now().Format(time.TimeOnly))
+		if left := (end.Sub(now) + 24*time.Hour) % (24 * time.Hour); err == nil && left > 5*time.Minute && left < time.Hour {
+			break
+		}
+	}
+	next.do("settle")
+	wantExit(t, p, crossfade.ErrRetired)
+}
+
 // A manager that reloads by itself waits for both words, however short it was.
 func TestManagerIsToldOfEachReload(t *testing.T) {
 	d := newDesk(t)
@@ -732,6 +761,31 @@ func TestManagerKeepsTheSocketsOfAKilledProcess(t *testing.T) {
 	m.AwaitStore()
 	if _, err := os.Stat(d.path("admin")); !os.IsNotExist(err) {
 		t.Errorf("the path of a unix listener is still there: %v", err)
+	}
+}
+
+// A unix socket whose path has gone is of no use to anybody. If it stayed in the store
+// it would come back beside the one that was opened in its place, and be taken for it.
+func TestManagerKeepsNoSocketWithoutItsPath(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, &fakemanager.Config{StoreMax: 8})
+	path := d.path("admin")
+	spec := unitSpec(d)
+	spec.Sockets = []socketSpec{{Name: "admin", Network: "unix", Address: path}}
+	p := d.startedBy(m, spec)
+	p.expect("ready")
+	m.AwaitStore("admin")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		p.kill()
+		p = d.startedBy(m, spec)
+		p.expect("ready")
+		if a := ask(t, "unix", path); a.PID != p.pid {
+			t.Errorf("answered by %+v", a)
+		}
+		m.AwaitStore("admin")
 	}
 }
 

@@ -496,6 +496,7 @@ func (p *predecessor) enter(step string, deadline time.Time) {
 	p.server.mu.Lock()
 	defer p.server.mu.Unlock()
 	p.step, p.stepEnds = step, deadline
+	p.server.changedLocked()
 }
 
 // attemptLocked is this attempt as status and events show it, nil for none.
