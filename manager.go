@@ -22,7 +22,8 @@ import (
 // sameUnit reports whether a process is in this one's unit.
 var sameUnit = systemd.SameUnit
 
-// takeManager takes what the service manager has put into the environment.
+// takeManager takes what the service manager has put into the environment. With an
+// error it is what makes sense of that.
 func takeManager(cfg *Config) (*systemd.Environment, error) {
 	if cfg != nil && cfg.IgnoreServiceManager {
 		return new(systemd.Environment), nil
@@ -54,9 +55,10 @@ func (u *Upgrader) standing() *unit.Standing {
 
 // joinUnit makes this process a member of the unit that the manager, if there is
 // one, has started it in. The registry takes the sockets that it has passed.
-func (u *Upgrader) joinUnit(manager *systemd.Environment) {
+func (u *Upgrader) joinUnit(manager *systemd.Environment, trouble error) {
 	u.fds.activate(manager.Sockets, u.cfg.Disabled)
 	manager.Sockets = nil
+	u.unit.Misled(trouble)
 	predecessor := unit.NoPredecessor
 	if u.taking != nil {
 		predecessor = u.peer

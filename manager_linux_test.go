@@ -619,6 +619,55 @@ func TestManagerIsIgnored(t *testing.T) {
 	wantSayings(t, m)
 }
 
+// The predecessor does not know that its successor ignores the manager.
+func TestManagerIsIgnoredByASuccessor(t *testing.T) {
+	d := newDesk(t)
+	m := fakemanager.New(t, nil)
+	spec := unitSpec(d)
+	p := d.startedBy(m, spec)
+	m.Await("READY=1")
+	spec.IgnoreManager = true
+	p.do("upgrade", &commandSpec{Spec: &spec})
+	next := d.spawned()
+	wantExit(t, p, crossfade.ErrRetired)
+	next.expect("gone") // and so has all that the predecessor had to say
+	if query[bool](next, "speak", "X_A=b") {
+		t.Error("it has a notifier")
+	}
+	next.do("stop")
+	wantExit(t, next, crossfade.ErrStopped)
+	for _, msg := range m.Messages() {
+		if msg.PID == next.pid {
+			t.Errorf("it says %v", msg)
+		}
+	}
+}
+
+// What the environment says wrongly is no reason not to serve.
+func TestManagerThatMakesNoSense(t *testing.T) {
+	for name, tt := range map[string]struct{ environ, warning string }{
+		"a virtual machine's host": {"NOTIFY_SOCKET=vsock:2:1234", "AF_VSOCK"},
+		"no address":               {"NOTIFY_SOCKET=x", `"x"`},
+		"no time":                  {"WATCHDOG_USEC=soon", `WATCHDOG_USEC="soon"`},
+		"no pid":                   {"LISTEN_PID=me", `LISTEN_PID="me"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t)
+			cmd := d.command(unitSpec(d))
+			cmd.Env = append(cmd.Env, tt.environ)
+			p := d.run(cmd)
+			if a := ask(t, "tcp", p.address("web")); a.PID != p.pid {
+				t.Errorf("answered by %+v", a)
+			}
+			p.expect("ready")
+			if got := p.status().Warnings; len(got) != 1 || !containsAll(got[0], []string{"service manager", tt.warning}) {
+				t.Errorf("the warnings are %q", got)
+			}
+		})
+	}
+}
+
 func TestManagerHearsOneOfTwoUpgraders(t *testing.T) {
 	m := fakemanager.New(t, nil)
 	cmd := command(t, "two upgraders")

@@ -94,6 +94,7 @@ func (s service) Resume() {
 }
 
 func (s service) Relieve(successor handoff.Process, pidfdID uint64) *handoff.ServiceManager {
+	s.u.unit.Out()
 	s.u.letGo(ErrRetired, true)
 	return s.u.unit.Relieve(successor, pidfdID)
 }

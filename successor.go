@@ -277,7 +277,12 @@ func (r receiver) Draining(connections int, deadline time.Time) {
 	r.u.older.Told(connections, deadline)
 }
 
-func (r receiver) ServiceManager(m handoff.ServiceManager) { r.u.unit.Given(m) }
+func (r receiver) ServiceManager(m handoff.ServiceManager) {
+	if r.u.cfg.IgnoreServiceManager {
+		return // what there is to say the program says
+	}
+	r.u.unit.Given(m)
+}
 
 func (r receiver) Connection(c *handoff.Connection) (answered func(taken bool), err error) {
 	if state := r.u.server.State(); state == handoff.StateDraining || state == handoff.StateOut {

@@ -106,11 +106,8 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	if err != nil {
 		return nil, env.abandon(err)
 	}
-	manager, err := takeManager(cfg)
-	if err != nil {
-		return nil, env.abandon(err)
-	}
-	defer manager.Close() // what the registry has not taken
+	manager, trouble := takeManager(cfg) // no reason not to serve
+	defer manager.Close()                // what the registry has not taken
 	explicit := cfg != nil && cfg.Socket != ""
 	c, err := cfg.populate(env)
 	if err != nil {
@@ -171,7 +168,7 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 		u.older.Close()
 		return nil, err
 	}
-	u.joinUnit(manager)
+	u.joinUnit(manager, trouble)
 	return u, nil
 }
 
@@ -436,7 +433,7 @@ func (u *Upgrader) stop() {
 	defer u.finish(ErrStopped)
 	if u.cfg.Disabled {
 		u.server.Stop()
-		u.unit.Stop()
+		u.unit.Stop(true)
 		return
 	}
 	if u.taking != nil {
@@ -444,7 +441,7 @@ func (u *Upgrader) stop() {
 		u.giveBack()
 	}
 	owned := u.server.Stop()
-	u.unit.Stop() // not before: a successor in the same unit may have got the part
+	u.unit.Stop(u.server.Settled()) // not before: a successor in the same unit may have got the part
 	u.end(owned && u.server.Settled(), ErrStopped)
 	u.server.Finish()
 	if u.taking != nil && u.server.State() != handoff.StateDraining {

@@ -96,8 +96,9 @@ var takeMu sync.Mutex
 // Descriptors that are meant for another process, by LISTEN_PID or LISTEN_PIDFDID,
 // are left alone, and so is WATCHDOG_USEC with another one's WATCHDOG_PID.
 //
-// Errors name the variable and its value. Then nothing is taken: what was passed to
-// this process is closed, and the environment is cleared all the same.
+// Errors name the variable and its value. What makes sense is in the Environment all
+// the same, which is never nil, so that a program can warn and go on; descriptors are
+// there all or none, and what was passed to this process and is not there is closed.
 //
 // Elsewhere than on Linux the Environment is empty.
 func Take() (*Environment, error) {
@@ -118,10 +119,7 @@ func Take() (*Environment, error) {
 	var err error
 	e.Sockets, err = takeSockets(vars)
 	errs = append(errs, err, e.parse(vars))
-	if err := errors.Join(errs...); err != nil {
-		return nil, errors.Join(err, e.Close())
-	}
-	return e, nil
+	return e, errors.Join(errs...)
 }
 
 // parse reads all but the descriptors.
@@ -140,7 +138,7 @@ func (e *Environment) parse(vars map[string]string) error {
 	if v := vars[envFDStore]; v != "" {
 		most, err := strconv.ParseUint(v, 10, 31)
 		if err != nil {
-			errs = append(errs, malformed(envFDStore, v, "a number of descriptors"))
+			errs, most = append(errs, malformed(envFDStore, v, "a number of descriptors")), 0
 		}
 		e.FDStore = int(most)
 	}

@@ -59,18 +59,17 @@ func take() error {
 	env, err := systemd.Take()
 	if err != nil {
 		got.Error = err.Error()
-	} else {
-		got.Address = env.Notifier.Address()
-		got.Watchdog = env.Watchdog.String()
-		got.FDStore = env.FDStore
-		for _, s := range env.Sockets {
-			id, err := s.FD.Identify()
-			if err != nil {
-				return err
-			}
-			got.Names = append(got.Names, s.Name)
-			got.Types = append(got.Types, id.Type)
+	}
+	got.Address = env.Notifier.Address()
+	got.Watchdog = env.Watchdog.String()
+	got.FDStore = env.FDStore
+	for _, s := range env.Sockets {
+		id, err := s.FD.Identify()
+		if err != nil {
+			return err
 		}
+		got.Names = append(got.Names, s.Name)
+		got.Types = append(got.Types, id.Type)
 	}
 	for _, name := range variables {
 		if _, ok := os.LookupEnv(name); ok {
@@ -205,8 +204,8 @@ func TestTake(t *testing.T) {
 			want: taken{Error: `LISTEN_FDNAMES="one" is not a list of 2 names`},
 		},
 		"an error elsewhere": {
-			env: []string{"LISTEN_PID=self", "LISTEN_FDS=2", "FDSTORE=many"}, files: both,
-			want: taken{Error: `FDSTORE="many"`},
+			env: []string{"LISTEN_PID=self", "LISTEN_FDS=2", "NOTIFY_SOCKET=/run/notify", "WATCHDOG_USEC=3000000", "FDSTORE=many"}, files: both,
+			want: taken{Error: `FDSTORE="many"`, Address: "/run/notify", Names: []string{"unknown", "unknown"}, Types: types, Watchdog: "3s", Open: []int{3, 4}},
 		},
 		"no pid":               {env: []string{"LISTEN_PID=x", "LISTEN_FDS=1"}, want: taken{Error: `LISTEN_PID="x" is not a pid`}},
 		"no number":            {env: []string{"LISTEN_PID=self", "LISTEN_FDS=-1"}, want: taken{Error: `LISTEN_FDS="-1" is not`}},
@@ -219,6 +218,7 @@ func TestTake(t *testing.T) {
 		"a virtual machine":    {env: []string{"NOTIFY_SOCKET=vsock:2:1"}, want: taken{Error: `NOTIFY_SOCKET: not an address to notify a manager at: "vsock:2:1" is an AF_VSOCK address`}},
 		"a relative path":      {env: []string{"NOTIFY_SOCKET=notify"}, want: taken{Error: `NOTIFY_SOCKET: not an address`}},
 		"too long a path":      {env: []string{"NOTIFY_SOCKET=" + long}, want: taken{Error: `NOTIFY_SOCKET: not an address`}},
+		"too large a store":    {env: []string{"FDSTORE=4294967296"}, want: taken{Error: `FDSTORE="4294967296" is not`}},
 		"two things are wrong": {env: []string{"FDSTORE=x", "WATCHDOG_USEC=x"}, want: taken{Error: "WATCHDOG_USEC=\"x\" is not a time in microseconds\nFDSTORE=\"x\""}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -236,7 +236,7 @@ func TestTake(t *testing.T) {
 			if err := json.Unmarshal(out, &got); err != nil {
 				t.Fatalf("%s: %v", out, err)
 			}
-			if tt.want.Error == "" && tt.want.Watchdog == "" {
+			if tt.want.Watchdog == "" {
 				tt.want.Watchdog = "0s"
 			}
 			if tt.want.Error != "" && strings.Contains(got.Error, tt.want.Error) {

@@ -80,6 +80,7 @@ func supervise(ctx context.Context, in *invocation, opts superviseOptions) resul
 
 	m, err := meetManager(in)
 	if err != nil {
+		_ = m.env.Close()
 		return notStarted(in, fmt.Errorf("what the service manager has passed: %w", err))
 	}
 	r := superviseFor(ctx, in, opts, m, signals, children)

@@ -177,6 +177,15 @@ func (m *Member) Begin(part Part, predecessor int, inherited bool) {
 	}
 }
 
+// Misled is called with what is wrong with what the manager has passed, nil if
+// nothing is.
+func (m *Member) Misled(err error) {
+	if err != nil {
+		err = fmt.Errorf("not all that the service manager has passed makes sense: %w", err)
+	}
+	m.note("environment", err)
+}
+
 // NoPredecessor is the pid of a predecessor that does not exist, for Begin.
 const NoPredecessor = -1
 
@@ -290,7 +299,7 @@ func (m *Member) Progress(text string, extend time.Duration) {
 func (m *Member) Reloading() (ended func(error)) {
 	m.change(func() {
 		m.reloads++
-		m.toReload = m.toReload || m.reloads == 1
+		m.toReload = m.toReload || m.reloads == 1 && m.role == speaking // else the manager has not asked for it
 		m.failure, m.lookAt = "", time.Time{}
 	})
 	return func(err error) {
@@ -341,8 +350,8 @@ func (m *Member) look() {
 	m.woken = false
 	m.lookAt = time.Now().Add(spacing)
 	m.mu.Unlock()
-	for {
-		more, err := m.say()
+	for first := true; ; first = false {
+		more, err := m.say(first)
 		if err == nil && !more {
 			err = m.keepStore()
 		}
@@ -363,8 +372,10 @@ func (m *Member) retry() {
 	m.wakeLocked()
 }
 
-// say sends one message, and reports whether there may be another.
-func (m *Member) say() (more bool, err error) {
+// say sends one message, and reports whether there may be another. Only the first
+// one is for the status, too: one that changes all the time must not keep the box from
+// anything else.
+func (m *Member) say(first bool) (more bool, err error) {
 	standing := m.cfg.Standing() // without the lock, which its changes are told under
 	m.mu.Lock()
 	if m.role != speaking {
@@ -372,7 +383,11 @@ func (m *Member) say() (more bool, err error) {
 		return false, nil
 	}
 	notifier := m.part.Notifier
-	states, said := m.statesLocked(m.textLocked(standing))
+	text := m.text
+	if first {
+		text = m.textLocked(standing)
+	}
+	states, said := m.statesLocked(text)
 	m.mu.Unlock()
 	if len(states) == 0 {
 		return false, nil
@@ -444,6 +459,9 @@ func (m *Member) statesLocked(text string) (states []systemd.State, said func())
 
 // keepStore has the manager keep what the registry has.
 func (m *Member) keepStore() error {
+	// Before it is looked whether this process is out: then it lets go of all it has,
+	// which the successor goes on with.
+	entries, inherited := m.cfg.Stored()
 	m.mu.Lock()
 	keeps := m.role == speaking && m.part.Store && m.ready && !m.out
 	notifier, most := m.part.Notifier, m.part.StoreMax
@@ -451,17 +469,11 @@ func (m *Member) keepStore() error {
 	if !keeps {
 		return nil
 	}
-	entries, inherited := m.cfg.Stored()
 	wanted := make(map[string]Stored, len(entries))
 	for _, e := range entries {
 		wanted[e.Name] = e
 	}
-	for _, name := range inherited {
-		if !m.met[name] { // somebody else may have stored it
-			m.met[name] = true
-			m.stored[name] = storedBefore
-		}
-	}
+	m.meet(inherited)
 	for name, id := range m.stored {
 		e, ok := wanted[name]
 		if ok && (id == e.ID || id == storedBefore && e.Inherited) {
@@ -494,6 +506,16 @@ func (m *Member) keepStore() error {
 	return nil
 }
 
+// meet notes under which names somebody else may have stored something.
+func (m *Member) meet(inherited []string) {
+	for _, name := range inherited {
+		if !m.met[name] {
+			m.met[name] = true
+			m.stored[name] = storedBefore
+		}
+	}
+}
+
 func (m *Member) store(notifier *systemd.Notifier, e Stored) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), sayLimit, errSlow)
 	defer cancel()
@@ -522,6 +544,13 @@ func (m *Member) unstore(notifier *systemd.Notifier, name string) error {
 // clearStore has the manager close its copies: a socket that nobody accepts from
 // keeps its port.
 func (m *Member) clearStore(notifier *systemd.Notifier) error {
+	m.mu.Lock()
+	keeps := m.part.Store
+	m.mu.Unlock()
+	if keeps {
+		_, inherited := m.cfg.Stored()
+		m.meet(inherited) // it may never have come to look
+	}
 	for _, name := range slices.Sorted(maps.Keys(m.stored)) {
 		if err := m.unstore(notifier, name); err != nil {
 			return fmt.Errorf("descriptors stay in the service manager's store: %w", err)
@@ -530,10 +559,17 @@ func (m *Member) clearStore(notifier *systemd.Notifier) error {
 	return nil
 }
 
-// Relieve is called when this process has retired. If the successor is in the same
-// unit the manager hears of it, and the result is what the successor needs. pidfdID
-// is what the kernel knows the successor by, 0 if it is not known. It takes 5 s at
-// most.
+// Out is called before a process that has retired lets go of its descriptors.
+func (m *Member) Out() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.out = true
+}
+
+// Relieve is called when this process has retired, after Out. If the successor is in
+// the same unit the manager hears of it, and the result is what the successor needs.
+// pidfdID is what the kernel knows the successor by, 0 if it is not known. It takes
+// 5 s at most.
 func (m *Member) Relieve(process handoff.Process, pidfdID uint64) *handoff.ServiceManager {
 	next := nextMain{process, pidfdID}
 	ctx, cancel := passing()
@@ -546,7 +582,7 @@ func (m *Member) Relieve(process handoff.Process, pidfdID uint64) *handoff.Servi
 	case <-ctx.Done():
 	}
 	m.mu.Lock()
-	m.out, m.successor = true, &next
+	m.successor = &next
 	speaks := m.role == speaking
 	m.mu.Unlock()
 	if !speaks {
@@ -627,10 +663,21 @@ func (m *Member) within(ctx context.Context, f func()) {
 }
 
 // Stop is called when this process ends its part for good. It takes no longer than
-// a moment, if the manager listens, and else 5 s.
-func (m *Member) Stop() {
+// a moment, if the manager listens, and else 5 s. settled says that its predecessor
+// has retired, so that the part is about to come if it has not.
+func (m *Member) Stop(settled bool) {
 	ctx, cancel := passing()
 	defer cancel()
+	m.mu.Lock()
+	arrived, waits := m.arrived, m.role == waiting && settled
+	m.mu.Unlock()
+	if waits {
+		m.cfg.Log.Debug("stopping when this process is the main one of its unit", "limit", passLimit)
+		select {
+		case <-arrived:
+		case <-ctx.Done():
+		}
+	}
 	m.mu.Lock()
 	speaks := m.role == speaking && !m.stopping
 	m.out = true
