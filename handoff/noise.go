@@ -8,12 +8,11 @@ import (
 )
 
 // Of what anybody can bring about at any rate, by connecting, the log gets so many
-// lines at once, and one more after each interval: as many as there can be clients at
-// the same time, so that of those who only come together none is missing. A user of
-// whom there was no line for an interval gets one all the same, so that a flood does not
-// hide why somebody else was refused: only the log tells that.
+// lines at once, and one more after each interval. A user of whom there was no line for
+// an interval gets one all the same, so that a flood does not hide why somebody else was
+// refused: only the log tells that.
 const (
-	noiseBurst    = maxConnections
+	noiseBurst    = 10
 	noiseInterval = 10 * time.Second
 	noiseUsers    = 32 // who are told apart; a user namespace gives one person thousands
 )
