@@ -106,8 +106,8 @@ func newUpgrader(ctx context.Context, cfg *Config) (*Upgrader, error) {
 	if err != nil {
 		return nil, env.abandon(err)
 	}
-	manager, trouble := takeManager(cfg) // no reason not to serve
-	defer manager.Close()                // what the registry has not taken
+	manager, trouble := takeManager(cfg)   // no reason not to serve
+	defer func() { _ = manager.Close() }() // what the registry has not taken, with trouble too
 	explicit := cfg != nil && cfg.Socket != ""
 	c, err := cfg.populate(env)
 	if err != nil {
