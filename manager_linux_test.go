@@ -96,8 +96,7 @@ func wantSayings(t *testing.T, m *fakemanager.Manager, want ...string) {
 	}
 }
 
-// awaitMessage waits for the message that the manager has heard with all of these
-// lines, and returns its status.
+// awaitUnitStatus waits for a status that has all of these parts, and returns it.
 func awaitUnitStatus(m *fakemanager.Manager, parts ...string) string {
 	for {
 		if status := m.Await("STATUS=").Value("STATUS"); containsAll(status, parts) {
