@@ -237,9 +237,14 @@ func (c *child) Kill() error {
 	return err
 }
 
-// PidfdID asks by the number, which is the child's for as long as it lives: whoever
-// wants to know it has just heard from it.
-func (c *child) PidfdID() (uint64, error) { return scm.PidfdIDOf(c.pid()) }
+// PidfdID asks by the number only where there is no pidfd: the process, of which whoever
+// asks has just heard, is this one's child there, which has to be waited for.
+func (c *child) PidfdID() (uint64, error) {
+	if c.beside != nil {
+		return c.beside.PidfdID()
+	}
+	return scm.PidfdIDOf(c.pid())
+}
 
 // end returns when the process has ended, and status says how.
 func (c *child) end() {

@@ -118,18 +118,7 @@ func (p *Peer) PidfdID() (uint64, error) {
 	if p.pidfd == nil {
 		return 0, fmt.Errorf("no pidfd of the peer: %w", errors.ErrUnsupported)
 	}
-	raw, err := p.pidfd.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var (
-		id    uint64
-		idErr error
-	)
-	if err := raw.Control(func(fd uintptr) { id, idErr = pidfdID(int(fd)) }); err != nil {
-		return 0, err
-	}
-	return id, idErr
+	return pidfdIDOf(p.pidfd)
 }
 
 // Close releases what Exited needs, and waits for its goroutine. Further calls

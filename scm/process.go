@@ -44,6 +44,24 @@ func (p *Process) AwaitExit() error { return awaitExit(p.pidfd) }
 // waited.
 func (p *Process) ExitStatus() (syscall.WaitStatus, error) { return exitStatus(p.pidfd) }
 
+// PidfdID is [FD.PidfdID] of the process, whatever has become of its number.
+func (p *Process) PidfdID() (uint64, error) { return pidfdIDOf(p.pidfd) }
+
+func pidfdIDOf(pidfd *os.File) (uint64, error) {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var (
+		id    uint64
+		idErr error
+	)
+	if err := raw.Control(func(fd uintptr) { id, idErr = pidfdID(int(fd)) }); err != nil {
+		return 0, err
+	}
+	return id, idErr
+}
+
 // Signal is [FD.Signal] of the process.
 func (p *Process) Signal(s syscall.Signal) error {
 	raw, err := p.pidfd.SyscallConn()

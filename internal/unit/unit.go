@@ -405,7 +405,7 @@ func (m *Member) say(first bool) (more bool, err error) {
 	return true, nil
 }
 
-var errSlow = &handoff.TimeoutError{For: "room in the service manager's queue", Limit: sayLimit}
+var errSlow = &handoff.TimeoutError{For: "answer of the service manager", Limit: sayLimit}
 
 func (m *Member) noteSilence(err error) {
 	if err != nil {
