@@ -84,7 +84,9 @@ func TestManagerIsTheParentOfTheSuccessor(t *testing.T) {
 		next := owner.sibling()
 		next.expect("settled")
 		wantExit(t, owner, crossfade.ErrRetired)
-		m.Await("MAINPID=" + strconv.Itoa(next.pid))
+		if msg := m.Await(mainProcess(t, next.pid)...); msg.PID != owner.pid {
+			t.Errorf("the old main process has not named the new one; %v", msg)
+		}
 		wantNoChildren(t, next)
 		owner = next
 	}
