@@ -87,7 +87,7 @@ func (u *Upgrader) replace(ctx context.Context, settled bool) error {
 		return err
 	}
 	_ = theirs.Close() // now, so that the end of the process is the end of the connection
-	err = attempt.Run(ctx, child.pid(), child)
+	err = attempt.Run(ctx, child.pid, child)
 	switch {
 	case err == nil && settled:
 		return attempt.Settled(ctx)
@@ -95,7 +95,7 @@ func (u *Upgrader) replace(ctx context.Context, settled bool) error {
 		return nil
 	case errors.As(err, new(*handoff.Error)), errors.As(err, new(*handoff.RefusedError)):
 		child.end()
-		return fmt.Errorf("%w (the started process, pid %d: %s)", err, child.pid(), child.status)
+		return fmt.Errorf("%w (the started process, pid %d: %s)", err, child.pid, child.status)
 	default:
 		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	}
@@ -112,6 +112,7 @@ func (e *controlError) Unwrap() error        { return e.err }
 // child is a process that Upgrade has started.
 type child struct {
 	cmd    *exec.Cmd
+	pid    int
 	beside *scm.Process  // if it is the manager's child and not this process's, else nil
 	exited chan struct{} // closed when it has exited
 	known  chan struct{} // closed when status says how
@@ -144,6 +145,7 @@ func startChild(cmd *exec.Cmd, beside bool) (*child, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	c.pid = cmd.Process.Pid // which Release will overwrite
 	if !beside {
 		go c.wait() // ends with the process, which may be after this one's drain
 		return c, nil
@@ -214,8 +216,6 @@ func (u *Upgrader) command(ctx context.Context) (*exec.Cmd, error) {
 	return nil, context.Cause(ctx)
 }
 
-func (c *child) pid() int { return c.cmd.Process.Pid }
-
 // Exited, Kill and PidfdID make it a [handoff.CandidateProcess].
 func (c *child) Exited() <-chan struct{} { return c.exited }
 
@@ -243,7 +243,7 @@ func (c *child) PidfdID() (uint64, error) {
 	if c.beside != nil {
 		return c.beside.PidfdID()
 	}
-	return scm.PidfdIDOf(c.pid())
+	return scm.PidfdIDOf(c.pid)
 }
 
 // end returns when the process has ended, and status says how.

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"strconv"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/internal/fakemanager"
+	"github.com/crossfade-go/crossfade/scm"
 )
 
 func init() {
@@ -94,6 +95,8 @@ func TestManagerIsTheParentOfTheSuccessor(t *testing.T) {
 	m.Await("STOPPING=1")
 }
 
+var startedProcess = regexp.MustCompile(`\(the started process, pid [1-9]\d*: .*\)$`)
+
 // What is not a child is ended and accounted for as a child is.
 func TestUpgradeThatFailsBelowAManager(t *testing.T) {
 	t.Parallel()
@@ -127,8 +130,11 @@ func TestUpgradeThatFailsBelowAManager(t *testing.T) {
 			if err == nil || !errors.Is(err, tt.want) {
 				t.Fatalf("Upgrade: %v", err)
 			}
+			if started := !errors.Is(err, os.ErrNotExist) && !errors.Is(err, os.ErrPermission); started && !startedProcess.MatchString(err.Error()) {
+				t.Errorf("which process was it? %v", err)
+			}
 			if !containsAll(err.Error(), tt.says) {
-				if says := "the service manager's to know"; strings.Contains(err.Error(), says) && !tellsStatus() {
+				if says := "the service manager's to know"; strings.Contains(err.Error(), says) && !tellsStatus(t) {
 					t.Skipf("the kernel tells the exit status of another's child since Linux 6.15: %v", err)
 				}
 				t.Errorf("Upgrade: %v", err)
@@ -146,17 +152,24 @@ func TestUpgradeThatFailsBelowAManager(t *testing.T) {
 	owner.sibling().expect("settled")
 }
 
-// tellsStatus reports whether this kernel is said to tell how another's child ended.
-func tellsStatus() bool {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return true
+// tellsStatus reports whether this kernel tells how another's child has ended.
+func tellsStatus(t *testing.T) bool {
+	t.Helper()
+	cmd := exec.Command("/bin/true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	major, rest, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	x, err := strconv.Atoi(major)
-	y, err2 := strconv.Atoi(minor)
-	return err != nil || err2 != nil || x > 6 || x == 6 && y >= 15
+	num, openErr := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err := errors.Join(openErr, cmd.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	p, err := scm.NewProcess(num)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	_, err = p.ExitStatus()
+	return err == nil
 }
 
 // A command that asks for its parent gets it.
