@@ -214,11 +214,28 @@ func (s *script) end() {
 		return
 	}
 	s.checkStrays()
-	// One signal stops an owner, and the next a drain.
+	// First who would start again when the owner has gone.
+	s.stop(func() (pids []int) {
+		for _, p := range s.started {
+			if pid := p.cmd.Process.Pid; slices.Contains(p.cmd.Args, "-always") && s.owns(pid) {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	})
+	s.stop(s.living)
+	if !s.tb.Failed() {
+		s.checkFiles()
+	}
+}
+
+// stop tells processes to stop, until there are none. One signal stops an owner, and
+// the next a drain.
+func (s *script) stop(living func() []int) {
 	resend := time.NewTicker(time.Second)
 	defer resend.Stop()
 	tell := func() {
-		for _, pid := range s.living() {
+		for _, pid := range living() {
 			_ = s.signal(pid, syscall.SIGTERM) // it may have ended by itself
 		}
 	}
@@ -229,12 +246,10 @@ func (s *script) end() {
 			tell()
 		default:
 		}
-		return len(s.living()) == 0
+		return len(living()) == 0
 	}) {
-		s.tb.Errorf("told to stop, and still there: %s", commandLines(s.living()))
-		return
+		s.tb.Errorf("told to stop, and still there: %s", commandLines(living()))
 	}
-	s.checkFiles()
 }
 
 // checkStrays looks for processes that nobody knows of: neither has the script
