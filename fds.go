@@ -61,6 +61,7 @@ type Fds struct {
 	// listened on, by which its connections are known when they are all that is
 	// left.
 	listened map[scm.Identity]bool
+	passed   []*entry // what the service manager has passed, in the order of their ids
 	// inherited are the names under which something has come, from a predecessor or
 	// from the service manager.
 	inherited map[string]bool

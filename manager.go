@@ -139,6 +139,7 @@ func (f *Fds) activateLocked(s systemd.Socket) error {
 	e := &entry{Descriptor: d, origin: handoff.OriginUnclaimed, activated: true}
 	e.ID = f.lastID
 	f.byID[e.ID] = e
+	f.passed = append(f.passed, e)
 	if checkName(s.Name) == nil { // else it can be had by its address only
 		f.byName[s.Name] = e
 	}
@@ -164,8 +165,8 @@ func kindOf(id scm.Identity) handoff.Kind {
 // of a socket unit is nothing that a program need know.
 func (f *Fds) activatedLocked(name string, kind handoff.Kind, want *target) *entry {
 	var found *entry
-	for _, e := range f.sortedLocked() {
-		if !e.activated || e.origin != handoff.OriginUnclaimed || e.Kind != kind || !want.matches(e) {
+	for _, e := range f.passed {
+		if f.byID[e.ID] != e || e.origin != handoff.OriginUnclaimed || e.Kind != kind || !want.matches(e) {
 			continue
 		}
 		if e.Name == name {
