@@ -58,7 +58,7 @@ demo: ## Replace a running server under load and show what its clients notice
 
 .PHONY: test
 test: ## Run all tests with the race detector, in random order
-	$(call in-modules,$(GO) test -race -shuffle=on -p 4 ./...)
+	$(call in-modules,$(GO) test -race -shuffle=on ./...)
 
 .PHONY: chaos
 chaos: ## Kill, stop and confuse each side at each message, and look who owns (CHAOSFLAGS=-short: a part)

@@ -52,24 +52,22 @@ func join(t *testing.T, address, name, room string) *guest {
 func (g *guest) talk(stop <-chan struct{}) error {
 	said := make(chan int64, 1)
 	go func() {
-		n := int64(0)
-		defer func() { said <- n }()
 		pause := time.NewTicker(time.Millisecond) // else nobody else would get to do anything
 		defer pause.Stop()
-		for {
+		for n, stopped := int64(1), false; !stopped; n++ {
 			select {
 			case <-stop:
-				return
+				stopped = true
+				said <- n // before it is said: who has heard it must know that it was the last
 			case <-pause.C:
 			}
-			line := strconv.FormatInt(n+1, 10) + "\n"
+			line := strconv.FormatInt(n, 10) + "\n"
 			if _, err := g.conn.Write([]byte(line[:1])); err != nil {
-				return
+				return // which is the end for who listens, too
 			}
 			if _, err := g.conn.Write([]byte(line[1:])); err != nil {
 				return
 			}
-			n++
 		}
 	}()
 	_ = g.conn.SetReadDeadline(time.Now().Add(limit))

@@ -74,10 +74,13 @@ func (s *site) sv(args ...string) string {
 // pid is that of a process of runsv's, ./run or ./log/run.
 func (s *site) pid(of string) int {
 	s.t.Helper()
-	text, err := os.ReadFile(s.service + "/" + of + "supervise/pid")
-	must(s.t, err)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	must(s.t, err)
+	pid := 0
+	trial.Await(s.t, "the number of a process", func() bool { // runsv empties the file first
+		text, err := os.ReadFile(s.service + "/" + of + "supervise/pid")
+		must(s.t, err)
+		pid, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		return err == nil
+	})
 	return pid
 }
 
