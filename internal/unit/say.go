@@ -62,23 +62,28 @@ func (m *Member) retry() {
 	m.wakeLocked()
 }
 
-// say sends one message, and reports whether there may be another. Only the first
-// one is for the status, too: one that changes all the time must not keep the box from
-// anything else.
+// say sends one message, and reports whether there may be another. Its status is no
+// older than what else it says; one that has only that is the first: a status that
+// changes all the time must not keep the box from anything else.
 func (m *Member) say(first bool) (more bool, err error) {
-	standing := m.cfg.Standing() // without the lock, which its changes are told under
 	m.mu.Lock()
 	if m.role != speaking {
 		m.mu.Unlock()
 		return false, nil
 	}
 	notifier := m.part.Notifier
-	text := m.text
-	if first {
-		text = m.textLocked(standing)
-	}
-	states, said := m.statesLocked(text)
+	states, said := m.statesLocked()
 	m.mu.Unlock()
+	if len(states) == 0 && !first {
+		return false, nil
+	}
+	standing := m.cfg.Standing() // without the lock, which its changes are told under
+	m.mu.Lock()
+	text, before := m.textLocked(standing), m.text
+	m.mu.Unlock()
+	if text != before {
+		states = append(states, systemd.Status(text))
+	}
 	if len(states) == 0 {
 		return false, nil
 	}
@@ -92,6 +97,7 @@ func (m *Member) say(first bool) (more bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	said()
+	m.text = text
 	return true, nil
 }
 
@@ -104,8 +110,8 @@ func (m *Member) noteSilence(err error) {
 	m.note("silence", err)
 }
 
-// statesLocked is the next message, and what to do once it is sent.
-func (m *Member) statesLocked(text string) (states []systemd.State, said func()) {
+// statesLocked is the next message but for its status, and what to do once it is sent.
+func (m *Member) statesLocked() (states []systemd.State, said func()) {
 	var done []func()
 	add := func(s systemd.State, then func()) {
 		states, done = append(states, s), append(done, then)
@@ -136,9 +142,6 @@ func (m *Member) statesLocked(text string) (states []systemd.State, said func())
 	}
 	if m.extend > 0 {
 		add(systemd.ExtendTimeout(m.extend), func() { m.extend = 0 })
-	}
-	if text != m.text {
-		add(systemd.Status(text), func() { m.text = text })
 	}
 	return states, func() {
 		for _, f := range done {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -93,6 +94,25 @@ func TestStatusThatNeverStandsStill(t *testing.T) {
 	}
 	if m.Main() != next.PID {
 		t.Errorf("the main process is %d, not %d", m.Main(), next.PID)
+	}
+}
+
+// What becomes due while a message is under way is said with the status of then, and
+// not with that of the message before.
+func TestStatusOfWhatFollows(t *testing.T) {
+	m := fakemanager.New(t, nil)
+	var looks atomic.Int64
+	var p *unit.Member
+	p, part := member(t, m, unit.Config{Standing: func() *unit.Standing {
+		first := looks.Add(1) == 1
+		if first {
+			p.Ready() // a moment later
+		}
+		return &unit.Standing{State: handoff.StateOwner, Ready: !first}
+	}})
+	p.Begin(part, unit.NoPredecessor, false)
+	if msg := m.Await("READY=1"); !strings.HasPrefix(msg.Value("STATUS"), "serving") {
+		t.Errorf("ready is %v", msg)
 	}
 }
 
