@@ -246,8 +246,10 @@ func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 	hurried := false
 	for {
 		var s sight
+		inOrder := false // all that was told before was seen before
 		select {
 		case s = <-d.sights:
+			inOrder = true
 		case <-exited:
 			exited = nil
 			last = time.After(changeLimit)
@@ -267,8 +269,8 @@ func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 			// It has told its predecessor, or me as well: one that does not answer is
 			// for the health check.
 			return owns, ""
-		case stands == out && d.child.hasExited() && d.untold(s):
-			// What its predecessor has told is on its way, if there was anything.
+		case stands == out && d.child.hasExited() && d.untold(s, inOrder):
+			// What an owner has told is on its way, if there was anything.
 			if exited = nil; !hurried {
 				hurried, last = true, time.After(lookTimeout)
 			}
@@ -280,10 +282,18 @@ func (d *deployment) awaitOwner(ctx context.Context) (standing, string) {
 	}
 }
 
-// untold reports whether a new process that has exited may have owned before: neither
-// was that seen, nor does the one own that owned at the start.
-func (d *deployment) untold(s sight) bool {
-	return d.owner == nil && d.failure == nil && s.owner() != nil && (d.before == nil || s.owner().Instance != d.before.Instance)
+// untold reports whether it may still be heard what became of a new process that has
+// exited: it may have owned before, if the one that owned at the start does not any
+// more; or that one has left as well, and its last words were not seen yet.
+func (d *deployment) untold(s sight, inOrder bool) bool {
+	switch {
+	case d.owner != nil, d.failure != nil:
+		return false
+	case s.owner() == nil:
+		return d.before != nil && !inOrder
+	default:
+		return d.before == nil || s.owner().Instance != d.before.Instance
+	}
 }
 
 // abandon gives the attempt up and ends the new process, or what it has left behind.

@@ -403,9 +403,29 @@ func TestRunOwnerLeaves(t *testing.T) {
 		release()
 		o := d.wait()
 		s.wantExit(o, 10)
-		// An owner that leaves may be gone before its reason was heard: then it is in
-		// what the new process has said of it.
-		if !strings.Contains(o.Reason, "stopping") && !slices.ContainsFunc(o.Output, func(line string) bool { return strings.Contains(line, "stopping") }) {
+		if o.Failure == nil || !strings.Contains(o.Reason, "stopping") {
+			t.Errorf("%+v", o)
+		}
+	})
+	t.Run("stops, and all is over when the tool looks", func(t *testing.T) {
+		t.Parallel()
+		s := newStage(t)
+		old := s.first()
+		d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
+		release := s.arrived()
+		s.awaitWatch(d.cmd.Process.Pid)
+		s.freeze(d.cmd.Process.Pid)
+		both := s.pids()
+		s.signal(old.PID, syscall.SIGTERM)
+		s.awaitGone(old.PID)
+		release()
+		for _, pid := range both {
+			s.awaitGone(pid)
+		}
+		s.signal(d.cmd.Process.Pid, syscall.SIGCONT)
+		o := d.wait()
+		s.wantExit(o, 10)
+		if o.Failure == nil || !strings.Contains(o.Reason, "stopping") {
 			t.Errorf("%+v", o)
 		}
 	})
