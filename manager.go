@@ -117,10 +117,11 @@ func (f *Fds) activateLocked(s systemd.Socket) error {
 	}
 	d := handoff.Descriptor{Name: s.Name, Kind: kindOf(id), Network: id.Network, Address: id.Address, Identity: id, FD: s.FD}
 	if path, ok := rendezvous.PathOf(id.Address); ok && strings.HasPrefix(id.Network, "unix") {
-		// Opened by an earlier process of this unit.
-		at, err := rendezvous.Identify(path)
+		// Opened by an earlier process of this unit. Another may have bound the path
+		// since, and died before it could have the manager keep that socket instead.
+		at, err := rendezvous.IdentifyLiving(id.Network, path)
 		if err != nil {
-			return fmt.Errorf("a unix socket without its path: %w", err)
+			return fmt.Errorf("a unix socket that its path does not lead to: %w", err)
 		}
 		d.Address = path
 		d.UnixPath = &handoff.UnixPath{Path: path, Bound: id.Address, Dev: at.Dev, Ino: at.Ino}

@@ -347,3 +347,50 @@ func TestPathThroughProc(t *testing.T) {
 		}
 	})
 }
+
+// TestIdentifyLiving: the file of a socket outlives it, and whoever holds a socket that
+// was replaced at its path must not take the file for its own.
+func TestIdentifyLiving(t *testing.T) {
+	leak.Check(t)
+	for _, network := range []string{"unix", "unixpacket", "unixgram"} {
+		t.Run(network, func(t *testing.T) {
+			dir := tempDir(t)
+			place := rendezvous.Place{Network: network, Path: filepath.Join(dir, "socket")}
+			fd, want, err := rendezvous.Open(deadline(t), place)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := rendezvous.IdentifyLiving(network, place.Path)
+			if err != nil || got.Path != want.Path || got.Dev != want.Dev || got.Ino != want.Ino {
+				t.Errorf("the living one: %+v, %v, want %+v", got, err, want)
+			}
+			if err := fd.Control(func(fd uintptr) {
+				if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); n != 0 || err != nil {
+					t.Errorf("it was connected to: %d, %v", n, err)
+				}
+			}); err != nil {
+				t.Error(err)
+			}
+			fd.Close()
+			if _, err := rendezvous.IdentifyLiving(network, place.Path); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("the dead one: %v", err)
+			}
+			if _, err := rendezvous.IdentifyLiving(network, filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("none: %v", err)
+			}
+			other := "unixgram"
+			if network == other {
+				other = "unix"
+			}
+			place.Network, place.Path = other, filepath.Join(dir, "other")
+			fd, _, err = rendezvous.Open(deadline(t), place)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer fd.Close()
+			if _, err := rendezvous.IdentifyLiving(network, place.Path); !errors.Is(err, syscall.EPROTOTYPE) {
+				t.Errorf("one of another type: %v", err)
+			}
+		})
+	}
+}

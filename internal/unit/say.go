@@ -140,8 +140,12 @@ func (m *Member) statesLocked() (states []systemd.State, said func()) {
 		m.extend = max(m.extend, grant)
 		time.AfterFunc(grantEvery, m.Changed) // an attempt has limits of its own, so this ends
 	}
-	if m.extend > 0 {
-		add(systemd.ExtendTimeout(m.extend), func() { m.extend = 0 })
+	if extend := m.extend; extend > 0 {
+		add(systemd.ExtendTimeout(extend), func() {
+			if m.extend <= extend { // else more was asked for meanwhile
+				m.extend = 0
+			}
+		})
 	}
 	return states, func() {
 		for _, f := range done {

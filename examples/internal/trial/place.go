@@ -165,6 +165,9 @@ func (p *Place) processes(links ...string) []int {
 }
 
 func (p *Place) has(pid int, links ...string) bool {
+	if link(pid, "exe") == "" {
+		return false // it is about to have ended: the rest goes a moment after its program
+	}
 	return slices.ContainsFunc(links, func(name string) bool { return strings.HasPrefix(link(pid, name)+"/", p.dir+"/") })
 }
 
