@@ -203,12 +203,13 @@ func (m *Machine) Dial(ctx context.Context, network, address string) (conn net.C
 		return nil, err
 	}
 	defer unix.Close(there)
-	here, err := openNetwork("self")
+	runtime.LockOSThread()
+	here, err := openNetwork("thread-self") // "self" is the first thread, which may be inside
 	if err != nil {
+		runtime.UnlockOSThread()
 		return nil, err
 	}
 	defer unix.Close(here)
-	runtime.LockOSThread()
 	if err := unix.Setns(there, unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return nil, os.NewSyscallError("setns", err)
@@ -224,7 +225,7 @@ func (m *Machine) Dial(ctx context.Context, network, address string) (conn net.C
 	return new(net.Dialer).DialContext(ctx, network, address)
 }
 
-// openNetwork opens the network namespace of a process.
+// openNetwork opens the network namespace of a process, or a thread.
 func openNetwork(process string) (int, error) {
 	path := "/proc/" + process + "/ns/net"
 	num, err := unix.Open(path, unix.O_CLOEXEC, 0)
