@@ -129,34 +129,27 @@ func TestAFrameThatBrokeOffBreaksTheWritingSide(t *testing.T) {
 
 func TestSendWaitsItsTurnNoLongerThanItsContext(t *testing.T) {
 	leak.Check(t)
-	a, b := pair(t)
+	a, w := connect(t)
 	sent := make(chan error, 1) // one result
-	large := make([]byte, scm.MaxPayload)
-	go func() { sent <- a.Send(patient(t), large) }()
-	// The first bytes are there: the large frame has its turn.
-	if _, _, err := b.Receive(ended(), 0); err != errEnded {
-		t.Fatal(err)
+	large := string(make([]byte, scm.MaxPayload))
+	go func() { sent <- a.Send(patient(t), []byte(large)) }()
+	w.readAll(1) // the large frame has its turn, and so much fits into no socket
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 5*time.Millisecond, errEnded)
+	defer cancel()
+	if err := a.Send(ctx, []byte("small")); !errors.Is(err, errEnded) {
+		t.Errorf("Send gave %v", err)
 	}
-	for {
-		ctx, cancel := context.WithTimeoutCause(context.Background(), 5*time.Millisecond, errEnded)
-		err := a.Send(ctx, []byte("small"))
-		cancel()
-		if errors.Is(err, errEnded) {
-			break
-		}
-		// It came before the large one.
-		if err != nil {
-			t.Fatal(err)
-		}
-		if payload, _, err := b.Receive(patient(t), 0); err != nil || string(payload) != "small" {
-			t.Fatalf("received %d bytes, %v", len(payload), err)
-		}
-	}
-	if payload, _, err := b.Receive(patient(t), 0); err != nil || len(payload) != len(large) {
-		t.Fatalf("received %d bytes, %v", len(payload), err)
-	}
+	// Nothing of it was sent, and nothing is broken.
+	w.readAll(len(frame(0, large)) - 1)
 	if err := <-sent; err != nil {
 		t.Fatal(err)
+	}
+	want := frame(0, "hello")
+	if err := a.Send(patient(t), []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.readAll(len(want)); !bytes.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
