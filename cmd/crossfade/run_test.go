@@ -488,7 +488,7 @@ func TestRunOwnerLeaves(t *testing.T) {
 		s.awaitGone(o.Started.PID)
 		release()
 		s.signal(old.PID, syscall.SIGCONT)
-		s.run(0, nil, s.service("v3"))
+		s.run(0, []string{"--wait", "1m"}, s.service("v3")) // until the owner knows that v2 has ended
 	})
 }
 
