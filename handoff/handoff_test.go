@@ -68,7 +68,6 @@ func TestHandoff(t *testing.T) {
 		c.ready(t.Context())
 		c.mustOwn()
 		c.pipe.server.kill()
-		synctest.Wait()
 		mustHaveCalled(t, &c.receiver.calls, "Receive 3, Apply +0 -0, Own 2, Settled, Gone")
 	})
 	bubble(t, "the program is asked to end its drain", func(t *testing.T) {

@@ -262,7 +262,6 @@ func TestAbortByTheProgram(t *testing.T) {
 			o := newOwner(t)
 			c := o.connected()
 			c.taking.Abort(cause)
-			synctest.Wait()
 			mustHaveCalled(t, &c.receiver.calls, "Receive 3, Fail")
 			mustMatch(t, c.taking.Ready(t.Context(), nil), is(cause))
 			mustMatch(t, errors.New(o.failure()), nil, "aborted by the other side: successor, at the call of Ready: "+cause.Error())
@@ -276,7 +275,6 @@ func TestAbortByTheProgram(t *testing.T) {
 		c.mustOwn()
 		c.taking.Abort(errBoom)
 		c.pipe.server.kill()
-		synctest.Wait()
 		mustHaveCalled(t, &c.receiver.calls, "Receive 3, Apply +0 -0, Own 2, Settled, Gone")
 		c.taking.Abort(errBoom) // the machine has ended
 	})
