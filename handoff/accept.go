@@ -293,7 +293,12 @@ func (s *Server) serveController(ctx context.Context, g *guest) error {
 	defer done()
 	m := new(pb.ClientMessage)
 	_, err := l.next(hearing, m)
-	if lost(err) || s.hearing.Err() != nil && err != nil {
+	if lost(err) {
+		return nil
+	}
+	if err != nil && s.hearing.Err() != nil {
+		// Silence would leave open whether it was asked for and done.
+		_ = respondError(l, pb.ErrorCode_ERROR_CODE_MOVED, "this process ends, and has not read the request") // it may have left
 		return nil
 	}
 	request := m.GetControl()
