@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
@@ -119,7 +120,7 @@ func (s *Server) greet(g *guest) (*predecessor, error) {
 	hearing, done := s.hearUntil(ctx, stepHello)
 	defer done()
 	hello, err := readHello(hearing, g.link)
-	if lost(err) || s.hearing.Err() != nil && err != nil {
+	if lost(err) || errors.Is(err, errLeaving) {
 		return nil, errServed // a probe that connects and leaves is no news
 	}
 	if err != nil {
@@ -141,11 +142,17 @@ func (s *Server) greet(g *guest) (*predecessor, error) {
 }
 
 // hearUntil returns the context in which a message is waited for: until ctx's deadline,
-// or the server closes.
+// or, with errLeaving, this process is about to leave.
 func (s *Server) hearUntil(ctx context.Context, step string) (context.Context, context.CancelFunc) {
+	s.mu.Lock()
+	hearing := s.hearing
+	s.mu.Unlock()
 	deadline, _ := ctx.Deadline()
-	return context.WithDeadlineCause(s.hearing, deadline, &TimeoutError{For: step, Limit: s.limits.Hello})
+	return context.WithDeadlineCause(hearing, deadline, &TimeoutError{For: step, Limit: s.limits.Hello})
 }
+
+// errLeaving is why somebody who has asked nothing yet is not heard any more.
+var errLeaving = errors.New("this process leaves, and has not read the request")
 
 // readHello reads and checks the first message.
 func readHello(ctx context.Context, l *link) (*pb.Hello, error) {
@@ -283,6 +290,8 @@ func (s *Server) discardUntil(changed <-chan struct{}, l *link) (left bool) {
 // was answered, as a tool does that has seen enough, is no news.
 func (s *Server) serveController(ctx context.Context, g *guest) error {
 	l, peer := g.link, g.peer
+	paid := sync.OnceFunc(s.owe())
+	defer paid()
 	welcome := &pb.Welcome{Version: Version, Predecessor: processToWire(s.process())}
 	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}}); err != nil {
 		s.log.Debug("a controller could not be welcomed", "peer", peerName(peer), "err", err)
@@ -296,9 +305,9 @@ func (s *Server) serveController(ctx context.Context, g *guest) error {
 	if lost(err) {
 		return nil
 	}
-	if err != nil && s.hearing.Err() != nil {
+	if errors.Is(err, errLeaving) {
 		// Silence would leave open whether it was asked for and done.
-		_ = respondError(l, pb.ErrorCode_ERROR_CODE_MOVED, "this process ends, and has not read the request") // it may have left
+		_ = respondError(l, pb.ErrorCode_ERROR_CODE_MOVED, sentence(err)) // it may have left
 		return nil
 	}
 	request := m.GetControl()
@@ -319,7 +328,12 @@ func (s *Server) serveController(ctx context.Context, g *guest) error {
 	} else {
 		s.does(g, informed)
 	}
-	if err := s.answer(ctx, l, peer, request); err != nil {
+	if request.GetWatch() != nil {
+		err = s.serveWatch(l, paid)
+	} else {
+		err = s.answer(ctx, l, peer, request)
+	}
+	if err != nil {
 		s.log.Debug("an answer to a controller could not be written", "peer", peerName(peer), "err", err)
 	}
 	return nil

@@ -50,13 +50,11 @@ func changes(r *pb.ControlRequest) bool {
 	return r.GetStatus() == nil && r.GetWatch() == nil && r.GetCheck() == nil
 }
 
-// answer serves one request of peer, which may make it. ctx bounds what a request may not take long for.
+// answer serves one request of peer, which may make it, and is no watch. ctx bounds what a request may not take long for.
 func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.ControlRequest) error {
 	switch {
 	case r.GetStatus() != nil:
 		return s.serveStatus(ctx, l)
-	case r.GetWatch() != nil:
-		return s.serveWatch(l)
 	case r.GetCheck() != nil:
 		return s.serveCheck(ctx, l, peer, r.GetCheck())
 	}
@@ -65,7 +63,6 @@ func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.Cont
 	if do == nil {
 		return respondError(l, pb.ErrorCode_ERROR_CODE_UNIMPLEMENTED, "this version does not implement "+name)
 	}
-	defer s.owe()()
 	ctx, cancel := attended(l)
 	defer cancel()
 	text, who, err := "", (*Process)(nil), s.checkMeant(r)
@@ -532,9 +529,12 @@ func (s *Server) paidLocked() {
 
 // payDebts returns when every controller that waits for an answer has it, or after a
 // moment: what they wait for has been decided, and is about to close this process's
-// part.
+// part. Who has connected and not asked yet is not waited for, and told so if it was
+// welcomed.
 func (s *Server) payDebts() {
 	s.mu.Lock()
+	s.endHearing(errLeaving)
+	s.hearing, s.endHearing = context.WithCancelCause(context.Background())
 	if s.owed == 0 {
 		s.mu.Unlock()
 		return

@@ -102,8 +102,8 @@ type Server struct {
 
 	vacant chan struct{} // has an element when guests have left; one says all
 
-	hearing context.Context // ends when nobody new is heard
-	closing context.CancelFunc
+	hearing    context.Context // in which those are waited for who have not asked yet
+	endHearing context.CancelCauseFunc
 
 	finishOnce sync.Once
 	finished   chan struct{} // closed by Finish
@@ -117,7 +117,7 @@ func NewServer(cfg *ServerConfig) *Server {
 		state: StateCandidate, since: time.Now(),
 		changed: make(chan struct{}), guests: make(crowd), vacant: make(chan struct{}, 1), watchers: make(watchers), finished: make(chan struct{}),
 	}
-	s.hearing, s.closing = context.WithCancel(context.Background())
+	s.hearing, s.endHearing = context.WithCancelCause(context.Background())
 	return s
 }
 
@@ -429,9 +429,9 @@ func (s *Server) Close() {
 	s.mu.Lock()
 	s.stopping = true
 	s.fd = nil
+	s.endHearing(errLeaving)
 	s.notifyLocked()
 	s.mu.Unlock()
-	s.closing()
 	timer := time.AfterFunc(debtLimit, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()

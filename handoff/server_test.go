@@ -944,3 +944,27 @@ func TestCloseAnswersWhoHasAsked(t *testing.T) {
 		}
 	})
 }
+
+func TestRetireAnswersWhoHasAsked(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		o := newOwner(t)
+		answering := make(chan struct{})
+		o.service.onWarnings = func() { <-answering }
+		asked, welcomed := o.controller(statusRequest), o.client()
+		welcomed.say(&pb.Hello{Versions: []uint32{handoff.Version}, Role: pb.Role_ROLE_CONTROLLER})
+		welcomed.mustHear("Welcome")
+		o.takeOver()
+		mustBeError(t, welcomed.answer(), pb.ErrorCode_ERROR_CODE_MOVED, "has not read the request")
+		if o.service.count("Retire") != 0 {
+			t.Error("the program was told before the answer")
+		}
+		close(answering)
+		if s := asked.answer().GetStatus(); s == nil || handoff.State(s.GetState()) != handoff.StateDraining {
+			t.Errorf("the answer is %v", s)
+		}
+		synctest.Wait()
+		if o.service.count("Retire") != 1 {
+			t.Errorf("the program was not told: %v", &o.service.calls)
+		}
+	})
+}

@@ -56,13 +56,14 @@ func (s State) serves() bool {
 }
 
 // serveWatch tells a controller of every change, until there will be no more or it
-// leaves.
-func (s *Server) serveWatch(l *link) error {
+// leaves. begun is called when its last event is a debt of its own.
+func (s *Server) serveWatch(l *link, begun func()) error {
 	w := &watcher{events: make(chan *pb.Event, watchQueue)}
 	if !s.watch(w) {
 		return respondError(l, pb.ErrorCode_ERROR_CODE_NOT_ALLOWED, "too many watch this process already")
 	}
 	defer s.unwatch(w)
+	begun()
 	ctx, cancel := attended(l)
 	defer cancel()
 	for {
