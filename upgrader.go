@@ -386,17 +386,19 @@ func (u *Upgrader) Err() error {
 // way than by exiting counts too. Once this process is out because its attempt
 // has failed or was rolled back it returns what Err does: the predecessor goes on.
 func (u *Upgrader) WaitForPredecessor(ctx context.Context) error {
-	if isClosed(u.gone) {
-		return nil // also if ctx has ended: select would choose at random
-	}
 	select {
 	case <-u.gone:
-		return nil
 	case <-u.failed:
-		return fmt.Errorf("crossfade: waiting for the predecessor's end: %w", u.Err())
 	case <-ctx.Done():
-		return fmt.Errorf("crossfade: waiting for the predecessor's end: %w", context.Cause(ctx))
 	}
+	err := context.Cause(ctx)
+	switch { // several may have happened: what is known counts
+	case isClosed(u.gone):
+		return nil
+	case isClosed(u.failed):
+		err = u.Err()
+	}
+	return fmt.Errorf("crossfade: waiting for the predecessor's end: %w", err)
 }
 
 // State returns where this process stands.

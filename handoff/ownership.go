@@ -288,12 +288,17 @@ func (t *Taking) Settle(ctx context.Context) error {
 	case <-t.failed:
 	case <-t.done:
 	case <-ctx.Done():
+	}
+	// More than one of them may have happened. What is known counts: the program may
+	// end ctx because of it.
+	switch {
+	case isClosed(t.settled):
+		return nil
+	case isClosed(t.failed), isClosed(t.done):
+		return t.err
+	default:
 		return context.Cause(ctx)
 	}
-	if isClosed(t.settled) { // both had happened
-		return nil
-	}
-	return t.err
 }
 
 // Rollback gives the service back to the predecessor and returns nil once that
@@ -314,10 +319,9 @@ func (t *Taking) Rollback(ctx context.Context, reason string) error {
 	case <-t.failed:
 	case <-t.done:
 	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 	select {
-	case err := <-result: // both were there
+	case err := <-result: // as in Settle
 		return err
 	default:
 		return t.ended(ctx)
@@ -330,12 +334,15 @@ func (t *Taking) ended(ctx context.Context) error {
 	case <-t.failed:
 	case <-t.done:
 	case <-ctx.Done():
+	}
+	switch {
+	case isClosed(t.settled):
+		return ErrSettled
+	case isClosed(t.failed), isClosed(t.done):
+		return t.err
+	default:
 		return context.Cause(ctx)
 	}
-	if isClosed(t.settled) {
-		return ErrSettled
-	}
-	return t.err
 }
 
 func (t *Taking) draining(m *pb.Draining) {

@@ -415,6 +415,27 @@ func TestRollback(t *testing.T) {
 		}
 		mustHaveCalled(t, &c.receiver.calls, "Receive 0, Apply +0 -0, Own 2 until 30s, then settle, Yield, Fail")
 	})
+	bubble(t, "has a result also where the program ends the context because of it", func(t *testing.T) {
+		for range 20 { // select would choose at random
+			c, p := alone(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			c.receiver.onFail = cancel
+			result := async(func() error { return c.taking.Rollback(ctx, "bad") })
+			p.mustHear("Rollback")
+			p.say(&pb.Resumed{})
+			if err := <-result; err != nil {
+				t.Fatalf("Rollback: %v", err)
+			}
+			synctest.Wait()
+			for name, again := range map[string]func(context.Context) error{
+				"Settle": c.taking.Settle, "Rollback": func(ctx context.Context) error { return c.taking.Rollback(ctx, "") },
+			} {
+				if err := again(ctx); !errors.Is(err, handoff.ErrRolledBack) {
+					t.Fatalf("%s: %v", name, err)
+				}
+			}
+		}
+	})
 	bubble(t, "goes on when its caller has no more patience", func(t *testing.T) {
 		c, p := alone(t)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

@@ -92,7 +92,9 @@ func (sp *Spawned) Settled(ctx context.Context) error {
 	select {
 	case <-sp.p.decided:
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, context.Cause(ctx))
+		if !isClosed(sp.p.decided) { // else both are there, and what is known counts
+			return fmt.Errorf("%w: %w", ErrOutcomeUnknown, context.Cause(ctx))
+		}
 	}
 	switch err := sp.p.verdict; {
 	case err == nil, errors.Is(err, ErrRolledBack):

@@ -375,7 +375,12 @@ func (t *Taking) EndDrain(ctx context.Context) bool {
 	case <-t.done:
 	case <-ctx.Done():
 	}
-	return false
+	select {
+	case able := <-asked: // both were there
+		return able
+	default:
+		return false
+	}
 }
 
 // Generation returns the generation of this attempt.
