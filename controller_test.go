@@ -557,7 +557,7 @@ func TestControllerOfAProbation(t *testing.T) {
 		}
 	})
 	t.Run("settles one whose program stops", func(t *testing.T) {
-		d, spec, owner, _ := onProbation(t, long, func(s *serviceSpec) { s.CommitTimeout = 300 * time.Millisecond })
+		d, spec, owner, _ := onProbation(t, long, func(s *serviceSpec) { s.CommitTimeout = 3 * time.Second })
 		next := begin(d, spec, owner)
 		owner.freeze()
 		c := controller(t, spec)

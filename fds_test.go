@@ -741,13 +741,13 @@ func TestARegistryWaitsForCommit(t *testing.T) {
 			leak.Check(t)
 			d := newDesk(t)
 			spec := web(d)
-			spec.CommitTimeout = 100 * time.Millisecond
+			spec.CommitTimeout = time.Second
 			old := d.launch(spec.ready())
 			old.expect("ready")
 			// On standby the registry still stands still, and has no limit.
 			c := newCandidate(t, d.path("control"), "Commit")
 			err := old.try(test.command, test.args).Err
-			if !errors.Is(err, crossfade.ErrHandoffInProgress) || !strings.Contains(err.Error(), "100ms") {
+			if !errors.Is(err, crossfade.ErrHandoffInProgress) || !strings.Contains(err.Error(), "1s") {
 				t.Errorf("got %v", err)
 			}
 			c.close()
@@ -761,7 +761,7 @@ func TestARegistryWaitsForCommit(t *testing.T) {
 		leak.Check(t)
 		d := newDesk(t)
 		spec := web(d)
-		spec.CommitTimeout = 100 * time.Millisecond
+		spec.CommitTimeout = time.Second
 		old := d.launch(spec.ready())
 		old.expect("ready")
 		newCandidate(t, d.path("control"), "Commit")
@@ -777,7 +777,7 @@ func TestARegistryWaitsForCommit(t *testing.T) {
 		leak.Check(t)
 		d := newDesk(t)
 		spec := serviceSpec{
-			Socket: d.path("control"), CommitTimeout: 100 * time.Millisecond,
+			Socket: d.path("control"), CommitTimeout: time.Second,
 			Sockets: []socketSpec{{Name: "local", Network: "unix", Address: d.path("local")}},
 		}
 		old := d.launch(spec.ready())
@@ -794,7 +794,7 @@ func TestARegistryWaitsForCommit(t *testing.T) {
 		leak.Check(t)
 		d := newDesk(t)
 		spec := web(d)
-		spec.CommitTimeout = 100 * time.Millisecond
+		spec.CommitTimeout = time.Second
 		old := d.launch(spec.ready())
 		old.expect("ready")
 		c := newCandidate(t, d.path("control"), "Commit")

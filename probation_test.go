@@ -475,7 +475,7 @@ func TestStopDuringAProbation(t *testing.T) {
 	}
 	t.Run("the predecessor, and the owner is frozen", func(t *testing.T) {
 		t.Parallel()
-		d, spec, owner, address := onProbation(t, long, func(s *serviceSpec) { s.CommitTimeout = 100 * time.Millisecond })
+		d, spec, owner, address := onProbation(t, long, func(s *serviceSpec) { s.CommitTimeout = 3 * time.Second })
 		next := begin(d, spec, owner)
 		next.signal(syscall.SIGSTOP)
 		owner.do("stop")
