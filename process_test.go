@@ -253,6 +253,7 @@ type desk struct {
 
 	mu        sync.Mutex
 	processes []*process
+	closed    bool
 	news      chan struct{} // closed and replaced when a process has arrived
 	wg        sync.WaitGroup
 }
@@ -277,6 +278,7 @@ func (d *desk) path(name string) string { return filepath.Join(d.dir, name) }
 func (d *desk) close() {
 	_ = d.ln.Close()
 	d.mu.Lock()
+	d.closed = true
 	all := d.processes
 	d.mu.Unlock()
 	for _, p := range all {
@@ -284,7 +286,7 @@ func (d *desk) close() {
 		_ = p.conn.Close()
 	}
 	d.wg.Wait()
-	for _, p := range all {
+	for _, p := range d.processes {
 		if d.t.Failed() {
 			d.t.Logf("process %d:\n%s", p.pid, p.transcript())
 		}
@@ -322,7 +324,11 @@ func (d *desk) follow(conn net.Conn) {
 	d.processes = append(d.processes, p)
 	close(d.news)
 	d.news = make(chan struct{})
+	late := d.closed
 	d.mu.Unlock()
+	if late {
+		_ = p.handle.Kill() // and what follows is its end
+	}
 	for {
 		var m message
 		if err := in.Decode(&m); err != nil {

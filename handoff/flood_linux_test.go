@@ -50,9 +50,9 @@ func beset(t *testing.T, log *lines, strangers bool) *process {
 		c.Limits.Hello = time.Hour
 		c.Log = slog.New(slog.NewTextHandler(log, nil))
 	})
-	o.service.listed = make([]handoff.DescriptorStatus, 5_000) // more than one who does not read has room for
+	o.service.listed = make([]handoff.DescriptorStatus, 200) // more than one who does not read has room for
 	for i := range o.service.listed {
-		o.service.listed[i] = handoff.DescriptorStatus{Name: fmt.Sprintf("name-%d", i), Kind: handoff.KindFile, Address: strings.Repeat("x", 50)}
+		o.service.listed[i] = handoff.DescriptorStatus{Name: fmt.Sprintf("name-%d", i), Kind: handoff.KindFile, Address: strings.Repeat("x", 2_000)}
 	}
 	return o.serve()
 }
