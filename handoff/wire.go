@@ -3,6 +3,7 @@ package handoff
 import (
 	"iter"
 	"math"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -77,14 +78,12 @@ func printable(s string) string {
 	if len(s) > maxReason {
 		s = s[:maxReason]
 	}
-	out := make([]rune, 0, len(s))
-	for _, r := range s {
+	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
-			r = '?'
+			return '?'
 		}
-		out = append(out, r)
-	}
-	return string(out)
+		return r
+	}, s)
 }
 
 func probationEndToWire(e ProbationEnd) pb.ProbationEnd {
