@@ -658,6 +658,7 @@ func TestTwoHundredHandoffsInARow(t *testing.T) {
 	t.Parallel()
 	const handoffs, early = 200, 10
 	d, spec, owner, address := startOwner(t)
+	spec.Wait = generous // those that drain may be slow to exit
 	clients := startLoad(t, "tcp", address, 1)
 	var before resources
 	generation := uint64(1)

@@ -117,7 +117,7 @@ func (s *Server) greet(g *guest) (*predecessor, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), s.limits.Hello,
 		&TimeoutError{For: stepHello, Limit: s.limits.Hello})
 	defer cancel()
-	hearing, done := s.hearUntil(ctx, stepHello)
+	hearing, done := s.hearUntil(ctx, &s.hearing, stepHello)
 	defer done()
 	hello, err := readHello(hearing, g.link)
 	if lost(err) || errors.Is(err, errLeaving) {
@@ -142,10 +142,10 @@ func (s *Server) greet(g *guest) (*predecessor, error) {
 }
 
 // hearUntil returns the context in which a message is waited for: until ctx's deadline,
-// or, with errLeaving, this process is about to leave.
-func (s *Server) hearUntil(ctx context.Context, step string) (context.Context, context.CancelFunc) {
+// or, with errLeaving, the end of s.hearing or s.asking.
+func (s *Server) hearUntil(ctx context.Context, end *context.Context, step string) (context.Context, context.CancelFunc) {
 	s.mu.Lock()
-	hearing := s.hearing
+	hearing := *end
 	s.mu.Unlock()
 	deadline, _ := ctx.Deadline()
 	return context.WithDeadlineCause(hearing, deadline, &TimeoutError{For: step, Limit: s.limits.Hello})
@@ -298,7 +298,7 @@ func (s *Server) serveController(ctx context.Context, g *guest) error {
 		return nil
 	}
 	const step = "ControlRequest"
-	hearing, done := s.hearUntil(ctx, step) // the time of Hello is this one's too
+	hearing, done := s.hearUntil(ctx, &s.asking, step) // the time of Hello is this one's too
 	defer done()
 	m := new(pb.ClientMessage)
 	_, err := l.next(hearing, m)

@@ -529,12 +529,11 @@ func (s *Server) paidLocked() {
 
 // payDebts returns when every controller that waits for an answer has it, or after a
 // moment: what they wait for has been decided, and is about to close this process's
-// part. Who has connected and not asked yet is not waited for, and told so if it was
-// welcomed.
+// part. Who was welcomed and has not asked yet is told, and not waited for.
 func (s *Server) payDebts() {
 	s.mu.Lock()
-	s.endHearing(errLeaving)
-	s.hearing, s.endHearing = context.WithCancelCause(context.Background())
+	s.endAsking(errLeaving)
+	s.asking, s.endAsking = context.WithCancelCause(s.hearing)
 	if s.owed == 0 {
 		s.mu.Unlock()
 		return

@@ -102,8 +102,10 @@ type Server struct {
 
 	vacant chan struct{} // has an element when guests have left; one says all
 
-	hearing    context.Context // in which those are waited for who have not asked yet
+	hearing    context.Context // in which a Hello is waited for
 	endHearing context.CancelCauseFunc
+	asking     context.Context // in which the request is waited for of one that was welcomed
+	endAsking  context.CancelCauseFunc
 
 	finishOnce sync.Once
 	finished   chan struct{} // closed by Finish
@@ -118,6 +120,7 @@ func NewServer(cfg *ServerConfig) *Server {
 		changed: make(chan struct{}), guests: make(crowd), vacant: make(chan struct{}, 1), watchers: make(watchers), finished: make(chan struct{}),
 	}
 	s.hearing, s.endHearing = context.WithCancelCause(context.Background())
+	s.asking, s.endAsking = context.WithCancelCause(s.hearing)
 	return s
 }
 
@@ -425,11 +428,11 @@ func (s *Server) Finish() { s.finishOnce.Do(func() { close(s.finished) }) }
 // who has gets an answer, unless that takes longer than a moment. It returns when their goroutines have.
 func (s *Server) Close() {
 	s.closeControl()
+	s.endHearing(errLeaving)
 	s.payDebts()
 	s.mu.Lock()
 	s.stopping = true
 	s.fd = nil
-	s.endHearing(errLeaving)
 	s.notifyLocked()
 	s.mu.Unlock()
 	timer := time.AfterFunc(debtLimit, func() {
