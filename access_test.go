@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 // Users and groups that own nothing here and have no names.
@@ -38,7 +39,7 @@ func TestServiceOfNobody(t *testing.T) {
 	if err := os.Chown(dir, overflowing, overflowing); err != nil {
 		t.Fatal(err)
 	}
-	out, err := asUser(t, copyOfTest(t), overflowing, nil, "serve as nobody", filepath.Join(dir, "control")).Output()
+	out, err := asUser(t, reexec.Copy(t), overflowing, nil, "serve as nobody", filepath.Join(dir, "control")).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +169,7 @@ func processPoseAsOwner() {
 // asUser is a process of this test binary that another user runs.
 func asUser(t *testing.T, exe string, uid uint32, groups []uint32, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := command(t, name, args...)
+	cmd := reexec.Command(name, args...)
 	cmd.Path, cmd.Dir = exe, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid, Groups: groups}}
 	return cmd
@@ -184,7 +185,7 @@ func needRoot(t *testing.T) {
 // TestWhoMayDoWhat: what each sort of client gets from an owner that is root's.
 func TestWhoMayDoWhat(t *testing.T) {
 	needRoot(t)
-	exe := copyOfTest(t)
+	exe := reexec.Copy(t)
 	reads := []string{"dial", "status", "watch"}
 	all := append(reads, "check", "cancel", "settle", "new")
 	for _, tt := range []struct {
@@ -273,7 +274,7 @@ func TestAnOnlookerCannotHoldTheLock(t *testing.T) {
 // the owner that a successor would take over from.
 func TestNothingIsTakenFromAStranger(t *testing.T) {
 	needRoot(t)
-	exe := copyOfTest(t)
+	exe := reexec.Copy(t)
 	for _, tt := range []struct {
 		name    string
 		sticky  bool

@@ -18,6 +18,7 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 func init() {
@@ -145,8 +146,8 @@ func TestDial(t *testing.T) {
 			if err := os.Chmod(d.dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			cmd := command(t, "status", spec.Socket)
-			cmd.Path, cmd.Dir = copyOfTest(t), "/"
+			cmd := reexec.Command("status", spec.Socket)
+			cmd.Path, cmd.Dir = reexec.Copy(t), "/"
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
 			out, err := cmd.Output()
 			if err != nil || !strings.HasSuffix(string(out), tt.want+"\n") {

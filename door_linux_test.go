@@ -15,10 +15,11 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/internal/flood"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 func init() {
-	processes["flood"] = func() { os.Exit(flood.Main(os.Args[1:])) }
+	processes["flood"] = flood.Main
 	processes["door"] = door
 }
 
@@ -40,7 +41,7 @@ type (
 // has used, all generations of which are in it.
 func BenchmarkDoor(b *testing.B) {
 	socket := filepath.Join(socketDir(b), "control")
-	cmd := command(b, "door", socket)
+	cmd := reexec.Command("door", socket)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		b.Fatal(err)
@@ -49,7 +50,7 @@ func BenchmarkDoor(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	start(b, cmd)
+	reexec.Start(b, cmd)
 	ask, answers := json.NewEncoder(in), json.NewDecoder(out)
 	stranger := -1
 	handOver := func(b *testing.B) {
@@ -66,8 +67,8 @@ func BenchmarkDoor(b *testing.B) {
 		b.ReportMetric(float64(reply.Most.Heap)/(1<<20), "heap-MiB")
 	}
 	b.Run("in peace", handOver)
-	allowed := flood.Start(b, processEnv+"=flood", 0, socket, flood.Names...)
-	denied := flood.Start(b, processEnv+"=flood", 0, socket, "silent", "bombs")
+	allowed := flood.Start(b, socket, flood.Names...)
+	denied := flood.Start(b, socket, "silent", "bombs")
 	stranger = denied.PID
 	b.Run("attacked", handOver)
 	allowed.Stop(b)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
 	"github.com/crossfade-go/crossfade/scm"
 )
@@ -549,7 +550,7 @@ func TestKillOverdue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		exe := copyOfTest(t)
+		exe := reexec.Copy(t)
 		spec := serviceSpec{Socket: d.path("control"), Sockets: []socketSpec{tcpSpec("web")}, Ready: true}
 		spec.SocketMode, spec.SocketGroup = 0o660, strconv.Itoa(members)
 		overdue(&spec)

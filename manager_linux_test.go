@@ -17,6 +17,7 @@ import (
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/handoff"
 	"github.com/crossfade-go/crossfade/internal/fakemanager"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 	"github.com/crossfade-go/crossfade/systemd"
 )
@@ -669,7 +670,7 @@ func TestManagerThatMakesNoSense(t *testing.T) {
 
 func TestManagerHearsOneOfTwoUpgraders(t *testing.T) {
 	m := fakemanager.New(t, nil)
-	cmd := command(t, "two upgraders")
+	cmd := reexec.Command("two upgraders")
 	m.Start(cmd)
 	defer cmd.Wait()
 	m.Await("READY=1")

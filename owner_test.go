@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"os"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/handoff"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	pb "github.com/crossfade-go/crossfade/proto/crossfade/handoff/v1"
 	"github.com/crossfade-go/crossfade/scm"
 )
@@ -217,7 +217,7 @@ func TestStrangers(t *testing.T) {
 		{name: "is not in the group", mode: 0o666, group: strconv.Itoa(members), want: crossfade.ErrDenied, says: "uid 65533 may not speak here", log: "nor a member of group 65511"},
 		{name: "is in the group", mode: 0o660, group: strconv.Itoa(members), groups: []uint32{members}},
 	}
-	exe := copyOfTest(t)
+	exe := reexec.Copy(t)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			d, spec, owner, _ := startOwner(t, func(s *serviceSpec) { s.SocketMode, s.SocketGroup = tt.mode, tt.group })
@@ -225,7 +225,7 @@ func TestStrangers(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := files(t, d.dir)
-			cmd := command(t, "new", spec.Socket)
+			cmd := reexec.Command("new", spec.Socket)
 			cmd.Path, cmd.Dir = exe, "/"
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger, Groups: tt.groups}}
 			out, err := cmd.Output()
@@ -265,37 +265,6 @@ func processNew() {
 	if err == nil {
 		upg.Stop()
 	}
-}
-
-// copyOfTest copies the test binary to where every user may execute it.
-func copyOfTest(t *testing.T) string {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	src, err := os.Open(exe)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	dir := socketDir(t)
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	// A process that is forked while dst is open keeps it open for an instant, and
-	// exec would say ETXTBSY.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	dst, err := os.OpenFile(filepath.Join(dir, "test"), os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = io.Copy(dst, src)
-	if err := errors.Join(err, dst.Chmod(0o755), dst.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return dst.Name()
 }
 
 // badClient is what a client of the control socket does that is no successor.

@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 // This file is the stage for tests across real processes.
@@ -380,9 +381,8 @@ func (d *desk) launch(spec serviceSpec, options ...func(*exec.Cmd)) *process {
 // command prepares a service process.
 func (d *desk) command(spec serviceSpec) *exec.Cmd {
 	d.t.Helper()
-	cmd := command(d.t, "service", specArg(spec))
-	// With the race detector a process sleeps for a second before it exits.
-	cmd.Env = append(cmd.Env, deskEnv+"="+d.ln.Addr().String(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+	cmd := reexec.Command("service", specArg(spec))
+	cmd.Env = append(cmd.Env, deskEnv+"="+d.ln.Addr().String())
 	return cmd
 }
 

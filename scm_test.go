@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -77,12 +78,7 @@ func takeListenerAndAnswer() {
 	if !id.Listening || id.Network != "tcp" || id.Address != string(payload) {
 		check(fmt.Errorf("the descriptor is %s, announced was %s", id, payload))
 	}
-	exe, err := os.Executable()
-	check(err)
-	spawned := exec.Command(exe, inherited...)
-	spawned.Env = append(os.Environ(), processEnv+"=scm: inherit nothing else")
-	spawned.Stderr = os.Stderr
-	check(spawned.Run())
+	check(reexec.Command("scm: inherit nothing else", inherited...).Run())
 
 	check(c.Send(ctx, []byte("got it")))
 	if _, _, err := c.Receive(ctx, 0); err != io.EOF {
@@ -190,12 +186,12 @@ func answeredBy(t *testing.T, c net.Conn) int {
 func TestAListenerMovesBetweenStrangers(t *testing.T) {
 	leak.Check(t)
 	path := filepath.Join(t.TempDir(), "control")
-	predecessor := command(t, "scm: hand a listener over", path)
+	predecessor := reexec.Command("scm: hand a listener over", path)
 	stdout, err := predecessor.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, predecessor)
+	reexec.Start(t, predecessor)
 	address, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
@@ -203,8 +199,8 @@ func TestAListenerMovesBetweenStrangers(t *testing.T) {
 	// This one waits in the accept queue until the successor serves.
 	client := dial(t, address[:len(address)-1])
 
-	successor := command(t, "scm: take a listener and answer", path)
-	start(t, successor)
+	successor := reexec.Command("scm: take a listener and answer", path)
+	reexec.Start(t, successor)
 	if pid := answeredBy(t, client); pid != successor.Process.Pid {
 		t.Errorf("process %d answered, want the successor, %d", pid, successor.Process.Pid)
 	}
@@ -234,12 +230,12 @@ func stranger(t *testing.T, name string) (*exec.Cmd, *scm.Conn, io.Closer) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	cmd := command(t, name, path)
+	cmd := reexec.Command(name, path)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, cmd)
+	reexec.Start(t, cmd)
 	c, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/internal/fakemanager"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -22,11 +23,9 @@ func init() {
 	// It starts the service, as the manager of another unit, and reaps what becomes its
 	// child, as a service manager does.
 	processes["parent"] = func() {
-		exe, err := os.Executable()
-		check(err)
-		cmd := exec.Command(exe, os.Args[1:]...)
-		cmd.Env = append(os.Environ(), processEnv+"=service", unitEnv+"=app")
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd := reexec.Command("service", os.Args[1:]...)
+		cmd.Env = append(cmd.Env, unitEnv+"=app")
+		cmd.Stdout = os.Stdout
 		check(cmd.Start())
 		for {
 			if _, err := unix.Wait4(-1, nil, 0, nil); errors.Is(err, unix.ECHILD) {
@@ -46,8 +45,8 @@ func startManaged(t *testing.T, options ...func(*serviceSpec)) (d *desk, m *fake
 		option(&spec)
 	}
 	cmd := d.command(spec)
-	cmd.Env = append(append(cmd.Env, m.Environ()...), processEnv+"=parent")
-	start(t, cmd)
+	cmd.Env = append(append(cmd.Env, m.Environ()...), reexec.Env+"=parent")
+	reexec.Start(t, cmd)
 	owner = d.arrival(func(p *process) bool { return p.parent == cmd.Process.Pid })
 	m.SetMain(owner.pid)
 	m.Await("READY=1")

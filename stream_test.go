@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -312,12 +313,12 @@ type streamProcess struct {
 // start starts a process and returns when it serves.
 func (s *streams) start(halt int) *streamProcess {
 	s.t.Helper()
-	cmd := command(s.t, "stream", s.control, s.address, s.unix, strconv.Itoa(halt))
+	cmd := reexec.Command("stream", s.control, s.address, s.unix, strconv.Itoa(halt))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	start(s.t, cmd)
+	reexec.Start(s.t, cmd)
 	timer := time.AfterFunc(2*generous, func() { _ = cmd.Process.Kill() })
 	s.t.Cleanup(func() { timer.Stop() })
 	p := &streamProcess{cmd, s.t, bufio.NewScanner(out)}
@@ -647,7 +648,7 @@ func BenchmarkHandOver(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer fd.Close()
-		start(b, command(b, "drop", path, strconv.Itoa(n)))
+		reexec.Start(b, reexec.Command("drop", path, strconv.Itoa(n)))
 		c, err := ln.Accept()
 		if err != nil {
 			b.Fatal(err)

@@ -57,6 +57,8 @@ func beset(t *testing.T, log *lines, strangers bool) *process {
 	return o.serve()
 }
 
+func init() { processes["flood"] = flood.Main }
+
 // TestFloods: whatever somebody does to the control socket who may connect, the process
 // uses little more than before, says who it is, and hands over.
 func TestFloods(t *testing.T) {
@@ -69,7 +71,7 @@ func TestFloods(t *testing.T) {
 			runtime.GC()
 			before, most := flood.Used(), flood.Peak()
 			t.Cleanup(func() { most() })
-			attack := flood.Start(t, roleVariable+"="+roleFlood, 0, p.path, name)
+			attack := flood.Start(t, p.path, name)
 			for range 3 {
 				p.mustServe(1)
 				_, cfg := successorOn(t)

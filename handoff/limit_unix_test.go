@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -15,51 +14,35 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade/handoff"
-	"github.com/crossfade-go/crossfade/internal/flood"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
-// roleVariable makes a re-executed test binary a process of its own. It
-// inherits a connection as descriptor 3.
-const roleVariable = "CROSSFADE_HANDOFF_TEST_ROLE"
+func init() { processes["low limit"] = reexec.Checked(lowLimit) }
 
-// roleLowLimit is a successor that may have few descriptors.
-const roleLowLimit = "low limit"
-
-// roleFlood is who attacks a control socket.
-const roleFlood = "flood"
-
-// play plays a role and returns the exit status.
-func play(role string) int {
-	if role == roleFlood {
-		return flood.Main(os.Args[1:])
-	}
-	if role != roleLowLimit {
-		return 2
-	}
+// lowLimit is a successor that may have few descriptors, and says what comes of that.
+// The connection is its descriptor 3.
+func lowLimit() error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		fmt.Println(err)
-		return 2
+		return err
 	}
 	limit.Cur = 64
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		fmt.Println(err)
-		return 2
+		return err
 	}
 	conn, err := scm.OpenConn(scm.NewFD(3))
 	if err != nil {
-		fmt.Println(err)
-		return 2
+		return err
 	}
 	_, err = handoff.Connect(context.Background(), conn, &handoff.SuccessorConfig{
 		Process: handoff.Process{Instance: "small"}, Receiver: new(receiver), Patience: time.Minute, Log: quiet,
 	})
 	fmt.Println(err)
 	if !errors.Is(err, handoff.ErrLimit) {
-		return 1
+		return fmt.Errorf("Connect gave %w, want %w", err, handoff.ErrLimit)
 	}
-	return 0
+	return nil
 }
 
 // countingConn counts the descriptors that are sent.
@@ -89,12 +72,7 @@ func TestALimitThatIsTooLow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), roleVariable+"="+roleLowLimit)
+	cmd := reexec.Command("low limit")
 	cmd.ExtraFiles = []*os.File{theirs}
 	var out strings.Builder
 	cmd.Stdout = &out

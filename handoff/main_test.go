@@ -1,15 +1,16 @@
 package handoff_test
 
 import (
-	"os"
 	"testing"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
+// processes are what runs as a process of its own. Each test file enters its own.
+var processes = map[string]func(){}
+
 func TestMain(m *testing.M) {
-	if role := os.Getenv(roleVariable); role != "" {
-		os.Exit(play(role))
-	}
+	reexec.Main(processes)
 	leak.Main(m)
 }

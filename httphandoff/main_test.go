@@ -19,22 +19,16 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/httphandoff"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 // limit bounds what must not hang.
 const limit = 30 * time.Second
 
-// serviceEnv makes the test binary a service. Its name must not begin with
-// CROSSFADE_, which New removes.
-const serviceEnv = "HTTPHANDOFF_TEST_SERVICE"
-
 // What a predecessor leaves behind lasts as long as its process, which is that of the
 // tests, so leaks cannot be looked for here.
 func TestMain(m *testing.M) {
-	if os.Getenv(serviceEnv) != "" {
-		runService()
-		os.Exit(0)
-	}
+	reexec.Main(map[string]func(){"service": reexec.Checked(service)})
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	os.Exit(m.Run())
 }

@@ -21,18 +21,13 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	"github.com/crossfade-go/crossfade/httphandoff"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
-// runService is a service as a process of its own: os.Args are the control socket and
-// the address. It prints a line when it owns, and one when its drain is over.
-func runService() {
-	if err := service(context.Background(), os.Args[1], os.Args[2]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
-
-func service(ctx context.Context, socket, address string) error {
+// service is one as a process of its own: its arguments are the control socket and the
+// address. It prints a line when it owns, and one when its drain is over.
+func service() error {
+	ctx, socket, address := context.Background(), os.Args[1], os.Args[2]
 	upg, err := crossfade.New(ctx, &crossfade.Config{Socket: socket, DrainTimeout: limit})
 	if err != nil {
 		return err
@@ -73,10 +68,7 @@ type process struct {
 
 func startProcess(t *testing.T, socket, address string) *process {
 	t.Helper()
-	exe, err := os.Executable()
-	must(t, err)
-	cmd := exec.Command(exe, socket, address)
-	cmd.Env = append(os.Environ(), serviceEnv+"=1", "GORACE=atexit_sleep_ms=0")
+	cmd := reexec.Command("service", socket, address)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	out, err := cmd.StdoutPipe()

@@ -13,11 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
 func init() {
-	processes["hand over a pidfd of oneself"] = func() error {
+	processes["hand over a pidfd of oneself"] = reexec.Checked(func() error {
 		c, err := scm.OpenConn(scm.NewFD(3))
 		if err != nil {
 			return err
@@ -31,9 +32,9 @@ func init() {
 		}
 		_, _, err = c.Receive(context.Background(), 0) // the end of the test, if not of this process
 		return fmt.Errorf("it has not been ended: %w", err)
-	}
+	})
 
-	processes["kill what is handed over"] = func() error {
+	processes["kill what is handed over"] = reexec.Checked(func() error {
 		c, err := scm.OpenConn(scm.NewFD(3))
 		if err != nil {
 			return err
@@ -49,7 +50,7 @@ func init() {
 			return fmt.Errorf("Kill: %w, want EINVAL", err)
 		}
 		return nil
-	}
+	})
 }
 
 // A pidfd names the process that has opened it, whatever number that has where it
@@ -61,7 +62,7 @@ func TestPidfdOfAnotherNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ours.Close()
-	cmd := command(t, "hand over a pidfd of oneself")
+	cmd := reexec.Command("hand over a pidfd of oneself")
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
 	err = cmd.Start()
@@ -91,7 +92,7 @@ func TestPidfdOfAnotherNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer beside.Close()
-	other := command(t, "kill what is handed over")
+	other := reexec.Command("kill what is handed over")
 	other.ExtraFiles = []*os.File{end}
 	other.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
 	if err := other.Start(); err != nil {

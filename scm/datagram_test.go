@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -227,14 +228,14 @@ func TestInherited(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	cmd := command(t, "inherit")
+	cmd := reexec.Command("inherit")
 	cmd.ExtraFiles = []*os.File{w}
 	if err := cmd.Run(); err != nil {
 		t.Error(err)
 	}
 }
 
-func init() { processes["inherit"] = inherit }
+func init() { processes["inherit"] = reexec.Checked(inherit) }
 
 // inherit takes what it has inherited as number 3, once.
 func inherit() error {

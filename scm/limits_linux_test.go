@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -25,6 +26,14 @@ func openDescriptors() (int, error) {
 
 func setDescriptorLimit(n int) error {
 	return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: uint64(n)})
+}
+
+// run runs the process called name and fails the test if it fails.
+func run(t *testing.T, name string) {
+	t.Helper()
+	if err := reexec.Command(name).Run(); err != nil {
+		t.Fatalf("process %q: %v", name, err)
+	}
 }
 
 // connected is pair for a process that is no test.
@@ -43,7 +52,7 @@ func connected() (a, b *scm.Conn, err error) {
 }
 
 func init() {
-	processes["run out of descriptors"] = func() error {
+	processes["run out of descriptors"] = reexec.Checked(func() error {
 		a, b, err := connected()
 		if err != nil {
 			return err
@@ -101,7 +110,7 @@ func init() {
 			return fmt.Errorf("%d descriptors are open after Discard, want %d: %w", after, before-1, err)
 		}
 		return nil
-	}
+	})
 }
 
 func TestDescriptorsThatFindNoRoom(t *testing.T) {
@@ -110,7 +119,7 @@ func TestDescriptorsThatFindNoRoom(t *testing.T) {
 }
 
 func init() {
-	processes["too many in flight"] = func() error {
+	processes["too many in flight"] = reexec.Checked(func() error {
 		// The count is per user: this one is nobody else's. Setuid drops the
 		// capabilities that would lift the limit.
 		if os.Geteuid() == 0 {
@@ -195,7 +204,7 @@ func init() {
 			return fmt.Errorf("sending to nobody gave %w", err)
 		}
 		return nil
-	}
+	})
 }
 
 func TestTooManyDescriptorsInFlight(t *testing.T) {
@@ -204,7 +213,7 @@ func TestTooManyDescriptorsInFlight(t *testing.T) {
 }
 
 func init() {
-	processes["reserve"] = func() error {
+	processes["reserve"] = reexec.Checked(func() error {
 		before, err := openDescriptors()
 		if err != nil {
 			return err
@@ -253,7 +262,7 @@ func init() {
 			return fmt.Errorf("with a descriptor at the far end: %w", err)
 		}
 		return nil
-	}
+	})
 }
 
 // tableSize is FDSize, proc_pid_status(5).
@@ -325,7 +334,7 @@ func TestUnaskedPidfdsAreClosed(t *testing.T) {
 }
 
 func init() {
-	processes["a crowded table"] = func() error {
+	processes["a crowded table"] = reexec.Checked(func() error {
 		dir, err := os.MkdirTemp("", "scm")
 		if err != nil {
 			return err
@@ -402,5 +411,5 @@ func init() {
 		}
 		_ = clients
 		return nil
-	}
+	})
 }

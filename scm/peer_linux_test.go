@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -111,7 +111,7 @@ func TestPeer(t *testing.T) {
 }
 
 func init() {
-	processes["show groups"] = func() error {
+	processes["show groups"] = reexec.Checked(func() error {
 		c, err := scm.Dial(context.Background(), os.Args[1])
 		if err != nil {
 			return err
@@ -121,7 +121,7 @@ func init() {
 			return err
 		}
 		return nil
-	}
+	})
 }
 
 func TestPeerGroups(t *testing.T) {
@@ -136,9 +136,9 @@ func TestPeerGroups(t *testing.T) {
 			for i := range groups {
 				groups[i] = uint32(70_000 + i)
 			}
-			cmd := command(t, "show groups", path)
+			cmd := reexec.Command("show groups", path)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 0, Gid: 0, Groups: groups}}
-			start(t, cmd)
+			reexec.Start(t, cmd)
 			c, err := ln.Accept()
 			if err != nil {
 				t.Fatal(err)
@@ -158,7 +158,7 @@ func TestPeerGroups(t *testing.T) {
 
 func init() {
 	// A process in namespaces of its own reports what it sees of its peer.
-	processes["see a stranger"] = func() error {
+	processes["see a stranger"] = reexec.Checked(func() error {
 		c, err := scm.Dial(context.Background(), os.Args[1])
 		if err != nil {
 			return err
@@ -172,13 +172,13 @@ func init() {
 			return fmt.Errorf("the peer in other namespaces is %s, unmapped %v", p, p.Unmapped())
 		}
 		return nil
-	}
+	})
 }
 
 func TestPeerInAnotherNamespace(t *testing.T) {
 	leak.Check(t)
 	path, _, _ := listener(t)
-	cmd := command(t, "see a stranger", path)
+	cmd := reexec.Command("see a stranger", path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID}
 	if err := cmd.Start(); err != nil {
 		t.Skipf("no user namespaces here: %v", err)
@@ -189,7 +189,7 @@ func TestPeerInAnotherNamespace(t *testing.T) {
 }
 
 func init() {
-	processes["listen and hand over"] = func() error {
+	processes["listen and hand over"] = reexec.Checked(func() error {
 		c, err := scm.OpenConn(scm.NewFD(3))
 		if err != nil {
 			return err
@@ -208,7 +208,7 @@ func init() {
 			return err
 		}
 		return nil
-	}
+	})
 }
 
 func TestListenAgainChangesWhoClientsSee(t *testing.T) {
@@ -219,9 +219,9 @@ func TestListenAgainChangesWhoClientsSee(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	cmd := command(t, "listen and hand over", path)
+	cmd := reexec.Command("listen and hand over", path)
 	cmd.ExtraFiles = []*os.File{theirs}
-	start(t, cmd)
+	reexec.Start(t, cmd)
 	theirs.Close()
 	_, fds, err := c.Receive(patient(t), 1)
 	if err != nil {
@@ -257,7 +257,7 @@ func TestListenAgainChangesWhoClientsSee(t *testing.T) {
 func init() {
 	// It dials, leaves a copy of the connection to another process, and waits to
 	// be killed. The other ends when its descriptor 4 does.
-	processes["leave a copy behind"] = func() error {
+	processes["leave a copy behind"] = reexec.Checked(func() error {
 		c, err := net.Dial("unix", os.Args[1])
 		if err != nil {
 			return err
@@ -270,12 +270,7 @@ func init() {
 		if err != nil {
 			return err
 		}
-		exe, err := os.Executable()
-		if err != nil {
-			return err
-		}
-		keeper := exec.Command(exe)
-		keeper.Env = append(os.Environ(), processEnv+"=keep")
+		keeper := reexec.Command("keep")
 		keeper.ExtraFiles = []*os.File{copied, os.NewFile(3, "life line")}
 		if err := keeper.Start(); err != nil {
 			return err
@@ -286,11 +281,11 @@ func init() {
 		// Nothing ever comes: the end is a signal.
 		_, err = c.Read(make([]byte, 1))
 		return fmt.Errorf("outlived its use: %w", err)
-	}
-	processes["keep"] = func() error {
+	})
+	processes["keep"] = reexec.Checked(func() error {
 		_, err := io.Copy(io.Discard, os.NewFile(4, "life line"))
 		return err
-	}
+	})
 }
 
 func TestExitedFiresThoughTheSocketLivesOn(t *testing.T) {
@@ -301,9 +296,9 @@ func TestExitedFiresThoughTheSocketLivesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lifeLine.Close()
-	cmd := command(t, "leave a copy behind", path)
+	cmd := reexec.Command("leave a copy behind", path)
 	cmd.ExtraFiles = []*os.File{r}
-	start(t, cmd)
+	reexec.Start(t, cmd)
 	r.Close()
 	c, err := ln.Accept()
 	if err != nil {
@@ -340,24 +335,21 @@ func TestExitedFiresThoughTheSocketLivesOn(t *testing.T) {
 }
 
 func init() {
-	processes["connect and wait"] = func() error {
+	processes["connect and wait"] = reexec.Checked(func() error {
 		c, err := scm.Dial(context.Background(), os.Args[1])
 		if err != nil {
 			return err
 		}
 		_, _, err = c.Receive(context.Background(), 0) // the end of the test, if not of this process
 		return fmt.Errorf("it has not been ended: %w", err)
-	}
+	})
 }
 
 func TestPeerKill(t *testing.T) {
 	leak.Check(t)
 	path, _, ln := listener(t)
-	cmd := command(t, "connect and wait", path)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill() // it has ended, unless the test fails
+	cmd := reexec.Command("connect and wait", path)
+	reexec.Start(t, cmd)
 	conn, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -426,12 +418,9 @@ func TestPeerExecutable(t *testing.T) {
 	if err := os.Link(exe, copied); err != nil {
 		t.Skipf("no second name for this binary: %v", err)
 	}
-	cmd := command(t, "connect and wait", path)
+	cmd := reexec.Command("connect and wait", path)
 	cmd.Path = copied
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill() // it has ended, unless the test fails
+	reexec.Start(t, cmd)
 	conn, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -478,7 +467,7 @@ func TestPeerExecutable(t *testing.T) {
 }
 
 func init() {
-	processes["look at the peer"] = func() error {
+	processes["look at the peer"] = reexec.Checked(func() error {
 		c, err := scm.Dial(context.Background(), os.Args[1])
 		if err != nil {
 			return err
@@ -493,7 +482,7 @@ func init() {
 			return fmt.Errorf("root's process runs %q, %w", got, err)
 		}
 		return nil
-	}
+	})
 }
 
 func TestPeerExecutableOfAnotherUser(t *testing.T) {
@@ -512,7 +501,7 @@ func TestPeerExecutableOfAnotherUser(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := command(t, "look at the peer", path)
+	cmd := reexec.Command("look at the peer", path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65533, Gid: 65533}}
 	// The binary may lie where that user cannot go: it is run by a descriptor.
 	exe, err := os.Open("/proc/self/exe")

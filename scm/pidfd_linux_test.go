@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
@@ -62,7 +63,7 @@ func TestPidfdID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, cmd)
+	reexec.Start(t, cmd)
 	if other := id(scm.OpenPidfd(cmd.Process.Pid)); other == own {
 		t.Errorf("two processes have the number %d", own)
 	}

@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 )
 
 func init() {
 	// It exits with the status that its argument says, when its input ends, or sends
 	// itself the signal.
-	processes["end"] = func() error {
+	processes["end"] = reexec.Checked(func() error {
 		if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
 			return err
 		}
@@ -34,18 +35,18 @@ func init() {
 			return err
 		}
 		select {}
-	}
+	})
 }
 
 // ending starts a process that ends so when end is called. The test reaps it.
 func ending(t *testing.T, how string) (p *scm.Process, cmd *exec.Cmd, end func()) {
 	t.Helper()
-	cmd = command(t, "end", how)
+	cmd = reexec.Command("end", how)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, cmd)
+	reexec.Start(t, cmd)
 	pidfd, err := unix.PidfdOpen(cmd.Process.Pid, 0) // not the one that Wait uses, which would have it not wait
 	if errors.Is(err, unix.ENOSYS) {
 		t.Skipf("pidfds came with Linux 5.3: %v", err)

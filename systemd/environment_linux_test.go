@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 	"github.com/crossfade-go/crossfade/systemd"
 )
@@ -37,7 +38,7 @@ type taken struct {
 	Again    int      // how many descriptors a second Take found
 }
 
-func init() { processes["take"] = take }
+func init() { processes["take"] = reexec.Checked(take) }
 
 // take takes the environment and says what it was. The value "self" stands for
 // what only this process can know.
@@ -225,8 +226,8 @@ func TestTake(t *testing.T) {
 			if _, err := ownPidfdID(); tt.kernel && err != nil {
 				t.Skipf("the kernel gives a process no number: %v", err)
 			}
-			cmd := command(t, "take", tt.env...)
-			cmd.Stdout = nil
+			cmd := reexec.Command("take")
+			cmd.Env = append(cmd.Env, tt.env...)
 			cmd.ExtraFiles = tt.files
 			out, err := cmd.Output()
 			if err != nil {
@@ -267,7 +268,7 @@ func TestTakeInThisProcess(t *testing.T) {
 	}
 }
 
-func init() { processes["own descriptors"] = ownDescriptors }
+func init() { processes["own descriptors"] = reexec.Checked(ownDescriptors) }
 
 // ownDescriptors finds that what a process has open itself is not taken for the
 // manager's, whatever the environment says.
@@ -296,7 +297,7 @@ func ownDescriptors() error {
 
 func TestTakeLeavesOthersAlone(t *testing.T) {
 	keepToOneself(t)
-	if err := command(t, "own descriptors").Run(); err != nil {
+	if err := reexec.Command("own descriptors").Run(); err != nil {
 		t.Error(err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/crossfade-go/crossfade/internal/fakemanager"
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/scm"
 	"github.com/crossfade-go/crossfade/systemd"
 )
@@ -386,7 +387,7 @@ func TestNoPoll(t *testing.T) {
 	}
 }
 
-func init() { processes["service"] = service }
+func init() { processes["service"] = reexec.Checked(service) }
 
 // service answers each connection with its pid, and keeps its listener in the
 // manager's store.
@@ -448,7 +449,8 @@ func listenerOf(env *systemd.Environment) (net.Listener, error) {
 func TestCrash(t *testing.T) {
 	leak.Check(t)
 	m := fakemanager.New(t, &fakemanager.Config{StoreMax: 4, Watchdog: time.Hour})
-	first := command(t, "service", "DEAF=1")
+	first := reexec.Command("service")
+	first.Env = append(first.Env, "DEAF=1")
 	run(t, m, first)
 	address := m.Await("READY=1").Value("X_ADDRESS")
 	m.AwaitStore("tcp%3Aweb")
@@ -463,7 +465,7 @@ func TestCrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer between.Close()
-	second := command(t, "service")
+	second := reexec.Command("service")
 	run(t, m, second)
 	if ready := m.Await("READY=1"); ready.PID != second.Process.Pid || ready.Value("X_ADDRESS") != address {
 		t.Errorf("the manager has got %v", ready)
@@ -494,7 +496,7 @@ func kill(cmd *exec.Cmd) {
 	_ = cmd.Wait()         // or have been waited for
 }
 
-func init() { processes["notify"] = notify }
+func init() { processes["notify"] = reexec.Checked(notify) }
 
 // notify waits for its standard input to end, and then says READY.
 func notify() error {
@@ -515,16 +517,13 @@ func notify() error {
 // part over to it, and the one that had it is not heard any more.
 func TestMainProcessHandsOver(t *testing.T) {
 	m, n := open(t, nil)
-	cmd := command(t, "notify")
+	cmd := reexec.Command("notify")
 	cmd.Env = append(cmd.Env, m.Environ()...)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { kill(cmd) })
+	reexec.Start(t, cmd)
 	if err := n.Send(patient(t), systemd.MainPID(cmd.Process.Pid, 0), systemd.Ready()); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/crossfade-go/crossfade/internal/fakemanager"
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/systemd"
 )
 
@@ -41,7 +42,7 @@ func TestAgainstSystemdNotify(t *testing.T) {
 	m.Await("READY=1", "STATUS=as systemd says it")
 }
 
-func init() { processes["activated"] = activated }
+func init() { processes["activated"] = reexec.Checked(activated) }
 
 // activated serves one connection of the listener that it was started for.
 func activated() error {
@@ -77,16 +78,13 @@ func TestAgainstSystemdSocketActivate(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "s")
-	service := command(t, "activated")
-	cmd := exec.Command(path, "--listen="+socket, "--fdname=unix%3Aweb", "--setenv="+processEnv+"=activated", service.Path)
+	service := reexec.Command("activated")
+	cmd := exec.Command(path, "--listen="+socket, "--fdname=unix%3Aweb", "--setenv="+reexec.Env+"=activated", service.Path)
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { kill(cmd) })
+	reexec.Start(t, cmd)
 	// It says when it listens.
 	if _, err := log.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)

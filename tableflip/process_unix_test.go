@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/tableflip"
 )
 
@@ -90,7 +91,7 @@ func check(err error) {
 // expect ends a process with status 1 if what it expects is not so.
 func expect(ok bool, format string, args ...any) {
 	if !ok {
-		fmt.Fprintf(os.Stderr, "process %q, generation %s: %s\n", os.Getenv(processEnv), os.Getenv(generationEnv), fmt.Sprintf(format, args...))
+		fmt.Fprintf(os.Stderr, "process %q, generation %s: %s\n", os.Getenv(reexec.Env), os.Getenv(generationEnv), fmt.Sprintf(format, args...))
 		os.Exit(1)
 	}
 }
@@ -104,16 +105,9 @@ type running struct {
 // start starts the process of that name in a directory of its own.
 func start(t *testing.T, name string, env ...string) *running {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe)
+	cmd := reexec.Command(name)
 	cmd.Dir = t.TempDir()
-	// The race detector sleeps for a second at exit, in case of a late report.
-	cmd.Env = append(os.Environ(), processEnv+"="+name, "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	cmd.Env = append(cmd.Env, env...)
-	cmd.Stderr = os.Stderr
 	stdin, theirs, err := os.Pipe() // swapped: what the process reads is stdin
 	if err != nil {
 		t.Fatal(err)

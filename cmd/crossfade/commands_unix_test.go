@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 // This file tests the commands against real services.
@@ -472,10 +473,10 @@ func TestReaderGone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cmd := command(t, "crossfade", append([]string{args[0], "--socket", s.socket}, args[1:]...)...)
+			cmd := reexec.Command("crossfade", append([]string{args[0], "--socket", s.socket}, args[1:]...)...)
 			cmd.Stdout, cmd.Stderr = w, w
 			r.Close()
-			start(t, cmd)
+			reexec.Start(t, cmd)
 			w.Close()
 			timer := time.AfterFunc(forAnything, func() { _ = cmd.Process.Kill() })
 			_ = cmd.Wait() // the state says it all
@@ -499,9 +500,9 @@ func TestUnprinted(t *testing.T) {
 			t.Skipf("needs a file that takes nothing: %v", err)
 		}
 		var stderr bytes.Buffer
-		cmd := command(t, "crossfade", append([]string{"status", "--socket", s.socket}, flags...)...)
+		cmd := reexec.Command("crossfade", append([]string{"status", "--socket", s.socket}, flags...)...)
 		cmd.Stdout, cmd.Stderr = full, &stderr
-		start(t, cmd)
+		reexec.Start(t, cmd)
 		full.Close()
 		timer := time.AfterFunc(forAnything, func() { _ = cmd.Process.Kill() })
 		_ = cmd.Wait() // the state says it all

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 // screen is a terminal that a test looks at.
@@ -164,13 +166,13 @@ func TestLiveView(t *testing.T) {
 	s := newScene(t)
 	terminal := newScreen(t)
 	terminal.resize(40)
-	cmd := command(t, "crossfade", "status", "--watch", "--socket", s.socket)
+	cmd := reexec.Command("crossfade", "status", "--watch", "--socket", s.socket)
 	cmd.Env = append(cmd.Env, "TERM=xterm")
 	cmd.Stdout = terminal.line
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 1} // its terminal, so that it hears of a new size
-	start(t, cmd)
+	reexec.Start(t, cmd)
 
 	terminal.until("that there is nobody", shows("there is no owner of "+s.socket))
 	s.service(told{Version: "v1", Probation: long})

@@ -18,6 +18,7 @@ import (
 
 	"github.com/crossfade-go/crossfade"
 	tool "github.com/crossfade-go/crossfade/cmd/crossfade"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 func TestRunReplaces(t *testing.T) {
@@ -71,7 +72,7 @@ func TestRunReplaces(t *testing.T) {
 func TestRunSaysItToPeople(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
-	cmd := command(t, "crossfade", append([]string{"run", "--socket", s.socket, "--"}, s.service("v1")...)...)
+	cmd := reexec.Command("crossfade", append([]string{"run", "--socket", s.socket, "--"}, s.service("v1")...)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Env, cmd.Stdout, cmd.Stderr = append(cmd.Env, "TMPDIR="+s.dir), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -642,7 +643,7 @@ func TestRunInherits(t *testing.T) {
 	}
 	defer f.Close()
 	for i, flags := range [][]string{{"run", "--json"}, {"run"}} {
-		cmd := command(t, "crossfade", slices.Concat(flags, []string{"--socket", s.socket, "--log", "-", "--"}, s.service(fmt.Sprint("inherits", i)))...)
+		cmd := reexec.Command("crossfade", slices.Concat(flags, []string{"--socket", s.socket, "--log", "-", "--"}, s.service(fmt.Sprint("inherits", i)))...)
 		cmd.Stderr = f
 		if i == 1 {
 			cmd.Stdout = f

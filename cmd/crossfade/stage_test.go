@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 // This file is the stage of the tests of run: a socket, the tool as a process, and the
@@ -180,7 +181,7 @@ func (s *stage) awaitWatch(pid int) {
 
 // service is a command line of a service of that version.
 func (s *stage) service(version string, args ...string) []string {
-	return append([]string{"env", processEnv + "=service", s.exe, "-version", version, "-places", filepath.Join(s.dir, "pids"), "-gate", s.gate}, args...)
+	return append([]string{"env", reexec.Env + "=service", s.exe, "-version", version, "-places", filepath.Join(s.dir, "pids"), "-gate", s.gate}, args...)
 }
 
 // who is a process in the tool's JSON.
@@ -232,7 +233,7 @@ type deploying struct {
 func (s *stage) prepare(flags, service []string) *deploying {
 	s.Helper()
 	args := append([]string{"run", "--json", "--socket", s.socket}, flags...)
-	d := &deploying{s: s, cmd: command(s, "crossfade", append(append(args, "--"), service...)...)}
+	d := &deploying{s: s, cmd: reexec.Command("crossfade", append(append(args, "--"), service...)...)}
 	d.cmd.Env = append(d.cmd.Env, "TMPDIR="+s.dir)
 	d.cmd.Stdout, d.cmd.Stderr = &d.stdout, &d.stderr
 	return d
@@ -240,7 +241,7 @@ func (s *stage) prepare(flags, service []string) *deploying {
 
 func (d *deploying) start() *deploying {
 	d.s.Helper()
-	start(d.s, d.cmd)
+	reexec.Start(d.s, d.cmd)
 	return d
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 func init() {
@@ -19,7 +21,7 @@ func init() {
 	processes["supervise as process 1"] = func() {
 		check(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 		check(unix.Mount("proc", "/proc", "proc", 0, ""))
-		check(os.Setenv(processEnv, "supervise"))
+		check(os.Setenv(reexec.Env, "supervise"))
 		check(unix.Exec("/proc/self/exe", os.Args, os.Environ()))
 	}
 }
@@ -29,7 +31,7 @@ func init() {
 func TestSuperviseAsProcess1(t *testing.T) {
 	t.Parallel()
 	s := newSupervision(t)
-	s.cmd.Env = append(s.cmd.Env, processEnv+"=supervise as process 1")
+	s.cmd.Env = append(s.cmd.Env, reexec.Env+"=supervise as process 1")
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
 	s.start() // skips the test where this is not permitted
 	_, address := s.owned(1)
@@ -68,7 +70,7 @@ func TestSuperviseAtATerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.program("/usr/bin/env", processEnv+"=deployed", exe, s.conduct, "127.0.0.1:0")
+	s.program("/usr/bin/env", reexec.Env+"=deployed", exe, s.conduct, "127.0.0.1:0")
 	s.behave("-version=v1", "-read")
 	s.stdin = terminal.line
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
@@ -90,7 +92,7 @@ func TestSuperviseAdoptsWhatRunStarts(t *testing.T) {
 		t.Skip("the deployer cannot enter the container: ", err)
 	}
 	s := newSupervision(t)
-	s.cmd.Env = append(s.cmd.Env, processEnv+"=supervise as process 1")
+	s.cmd.Env = append(s.cmd.Env, reexec.Env+"=supervise as process 1")
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
 	s.start() // skips the test where this is not permitted
 	first, _ := s.owned(1)
@@ -100,8 +102,8 @@ func TestSuperviseAdoptsWhatRunStarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := filepath.Join(s.dir, "log")
-	deploy := command(t, "crossfade", "--target", strconv.Itoa(s.pid), "--pid", "--mount", "--", exe,
-		"run", "--socket", s.socket, "--log", log, "--", "env", processEnv+"=deployed", exe, s.conduct, "127.0.0.1:0")
+	deploy := reexec.Command("crossfade", "--target", strconv.Itoa(s.pid), "--pid", "--mount", "--", exe,
+		"run", "--socket", s.socket, "--log", log, "--", "env", reexec.Env+"=deployed", exe, s.conduct, "127.0.0.1:0")
 	deploy.Path, deploy.Args[0] = nsenter, nsenter
 	if err := deploy.Run(); err != nil {
 		t.Fatal(err)

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	tool "github.com/crossfade-go/crossfade/cmd/crossfade"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 
 	"github.com/crossfade-go/crossfade"
 )
@@ -37,7 +38,7 @@ import (
 func init() {
 	processes["supervise"] = func() {
 		// What it starts is the service.
-		check(os.Setenv(processEnv, "supervised"))
+		check(os.Setenv(reexec.Env, "supervised"))
 		tool.Main()
 	}
 	processes["supervised"] = func() {
@@ -207,10 +208,7 @@ func answer(conn net.Conn, upg *crossfade.Upgrader, version string) {
 	case "upgrade":
 		fmt.Fprintf(conn, "%v\n", upg.Upgrade(context.Background()))
 	case "forsake":
-		exe, err := os.Executable()
-		check(err)
-		cmd := exec.Command(exe)
-		cmd.Env = append(os.Environ(), processEnv+"=forsaker")
+		cmd := reexec.Command("forsaker")
 		cmd.Stdin = os.Stdin
 		out, err := cmd.Output()
 		check(err)
@@ -220,11 +218,8 @@ func answer(conn net.Conn, upg *crossfade.Upgrader, version string) {
 
 // forsaker starts a process and leaves it alone. Its output is that one's number.
 func forsaker() {
-	exe, err := os.Executable()
-	check(err)
-	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), processEnv+"=loiterer")
-	cmd.Stdin = os.Stdin
+	cmd := reexec.Command("loiterer")
+	cmd.Stdin, cmd.Stderr = os.Stdin, nil // who reads what the service says need not wait for it
 	check(cmd.Start())
 	fmt.Println(cmd.Process.Pid)
 }
@@ -233,11 +228,8 @@ func loiterer() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
 // daemonMain puts the service into the background.
 func daemonMain() {
-	exe, err := os.Executable()
-	check(err)
-	cmd := exec.Command(exe, os.Args[1:]...)
-	cmd.Env = append(os.Environ(), processEnv+"=supervised")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd := reexec.Command("supervised", os.Args[1:]...)
+	cmd.Stdin, cmd.Stdout = os.Stdin, os.Stdout
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	check(cmd.Start())
 }
@@ -328,7 +320,7 @@ func newSupervision(t *testing.T, args ...string) *supervision {
 	}
 	s.behave("-version=v1")
 	args = append(append([]string{"supervise", "--socket", s.socket}, args...), "--", exe, s.conduct, "127.0.0.1:0")
-	s.cmd = command(t, "supervise", args...)
+	s.cmd = reexec.Command("supervise", args...)
 	return s
 }
 
@@ -738,7 +730,7 @@ func TestSuperviseSeesThroughWrappers(t *testing.T) {
 	}
 	for name, wrapper := range map[string][]string{
 		"a shell that waits":                 {"/bin/sh", "-c", `"$@"; exit $?`, "sh", exe},
-		"one that puts it in the background": {"/usr/bin/env", processEnv + "=daemon", exe},
+		"one that puts it in the background": {"/usr/bin/env", reexec.Env + "=daemon", exe},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSupervision(t)
@@ -1022,7 +1014,7 @@ func TestSuperviseIsAPlainInit(t *testing.T) {
 	}
 	plain := func(args ...string) *supervision {
 		s := newSupervision(t, "--timeout", "1s")
-		s.program(append([]string{"/usr/bin/env", processEnv + "=plain", exe}, args...)...)
+		s.program(append([]string{"/usr/bin/env", reexec.Env + "=plain", exe}, args...)...)
 		return s.start()
 	}
 	t.Run("status", func(t *testing.T) { plain("9").wantExit(9) })

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/crossfade-go/crossfade"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 // This file is a service that does as it is told, and the place where a test has such
@@ -204,10 +205,10 @@ func (s *scene) candidate(do told) *os.Process {
 	if err != nil {
 		s.Fatal(err)
 	}
-	cmd := command(s, "told", string(arg))
+	cmd := reexec.Command("told", string(arg))
 	cmd.Env = append(cmd.Env, lifeline+"="+filepath.Join(s.dir, "lifeline"))
 	cmd.Stderr = nil // what it fails with is what it was told
-	start(s, cmd)
+	reexec.Start(s, cmd)
 	reaped := make(chan struct{})
 	go func() { // so that its end can be seen at once
 		defer close(reaped)
@@ -238,14 +239,14 @@ type called struct {
 // begin calls the tool.
 func (s *scene) begin(name string, flags ...string) *called {
 	s.Helper()
-	c := &called{s: s, cmd: command(s, "crossfade", append([]string{name, "--socket", s.socket}, flags...)...)}
+	c := &called{s: s, cmd: reexec.Command("crossfade", append([]string{name, "--socket", s.socket}, flags...)...)}
 	c.cmd.Stderr = &c.stderr
 	stdout, err := c.cmd.StdoutPipe()
 	if err != nil {
 		s.Fatal(err)
 	}
 	c.lines = bufio.NewScanner(io.TeeReader(stdout, &c.stdout))
-	start(s, c.cmd)
+	reexec.Start(s, c.cmd)
 	return c
 }
 

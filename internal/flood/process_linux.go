@@ -11,22 +11,23 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
-// Main is the process that attacks the control socket args[0], in the ways of args[1:],
-// until its standard input ends. It is run by the test binary that [Start] starts again.
-func Main(args []string) int {
+// Main is the process that [Start] starts: it attacks the control socket that is its
+// first argument, in the ways of the others, until its standard input ends.
+func Main() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	var up sync.WaitGroup
-	for _, name := range args[1:] {
+	for _, name := range os.Args[2:] {
 		a := attacks[name]
 		for range a.clients {
 			up.Add(1)
-			wg.Go(func() { client(ctx, args[0], a, sync.OnceFunc(up.Done)) })
+			wg.Go(func() { client(ctx, os.Args[1], a, sync.OnceFunc(up.Done)) })
 		}
 	}
 	go func() {
@@ -37,7 +38,6 @@ func Main(args []string) int {
 	cancel()
 	wg.Wait()
 	fmt.Println(connected.Load(), refused.Load())
-	return 0
 }
 
 var connected atomic.Int64
@@ -76,21 +76,12 @@ type Result struct {
 	Refused   int64 // sets of descriptors that the kernel kept back
 }
 
-// Start starts this test binary again, with env in its environment, for a process that
-// calls [Main], and returns when each of its clients has been connected once. With a uid
-// other than 0 it is another user's.
-func Start(t testing.TB, env string, uid uint32, socket string, names ...string) *Process {
+// Start starts the process "flood" of this test binary, which is [Main], and returns
+// when each of its clients has been connected once.
+func Start(t testing.TB, socket string, names ...string) *Process {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &Process{cmd: exec.Command(exe, append([]string{socket}, names...)...)}
-	p.cmd.Env = append(os.Environ(), env)
-	p.cmd.Stderr = os.Stderr
-	if uid != 0 {
-		p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-	}
+	p := &Process{cmd: reexec.Command("flood", append([]string{socket}, names...)...)}
+	var err error
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -99,14 +90,8 @@ func Start(t testing.TB, env string, uid uint32, socket string, names ...string)
 		t.Fatal(err)
 	}
 	p.out = bufio.NewReader(out)
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	reexec.Start(t, p.cmd)
 	p.PID = p.cmd.Process.Pid
-	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill() // it has ended, or the test has failed
-		_ = p.cmd.Wait()
-	})
 	if line, err := p.out.ReadString('\n'); err != nil || strings.TrimSpace(line) != "up" {
 		t.Fatalf("the attack says %q, %v", line, err)
 	}

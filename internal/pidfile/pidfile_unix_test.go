@@ -3,16 +3,15 @@
 package pidfile_test
 
 import (
-	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/crossfade-go/crossfade/internal/pidfile"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
 // stranger is a user who owns nothing here.
@@ -71,7 +70,7 @@ func TestAsAnotherUser(t *testing.T) {
 		{"a sticky directory", 0o777 | fs.ModeSticky, false, ""},
 		{"a sticky directory, the file another's", 0o777 | fs.ModeSticky, true, "operation not permitted"},
 	}
-	binary := copyOfThis(t)
+	binary := reexec.Copy(t)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -83,9 +82,8 @@ func TestAsAnotherUser(t *testing.T) {
 			if err := os.Chmod(dir, tt.mode); err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.Command(binary, path)
-			cmd.Dir = "/"
-			cmd.Env = append(os.Environ(), processVariable+"=write", "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+			cmd := reexec.Command("check and write", path)
+			cmd.Path, cmd.Dir = binary, "/"
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
 			out, err := cmd.Output()
 			if err != nil {
@@ -108,35 +106,6 @@ func TestAsAnotherUser(t *testing.T) {
 			}
 		})
 	}
-}
-
-// copyOfThis copies the test binary to where every user may execute it.
-func copyOfThis(t *testing.T) string {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	src, err := os.Open(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	dir := t.TempDir()
-	open(t, filepath.Dir(dir))
-	open(t, dir)
-	dst, err := os.OpenFile(filepath.Join(dir, "test"), os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(dst, src); err != nil {
-		t.Fatal(err)
-	}
-	if err := dst.Close(); err != nil {
-		t.Fatal(err)
-	}
-	open(t, dst.Name())
-	return dst.Name()
 }
 
 // open lets every user in, which t.TempDir's parents do not.

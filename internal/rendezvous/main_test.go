@@ -1,23 +1,16 @@
 package rendezvous_test
 
 import (
-	"os"
 	"testing"
 
 	"github.com/crossfade-go/crossfade/internal/leak"
+	"github.com/crossfade-go/crossfade/internal/reexec"
 )
 
-// TestMain runs one of processes instead of the tests if the test binary was
-// started again for it, see start.
+// processes are what runs as a process of its own. Each test file enters its own.
+var processes = map[string]func(){}
+
 func TestMain(m *testing.M) {
-	if name := os.Getenv(processVariable); name != "" {
-		processes[name](os.Args[1:])
-		return
-	}
+	reexec.Main(processes)
 	leak.Main(m)
 }
-
-const processVariable = "CROSSFADE_TEST_PROCESS"
-
-// processes are what this binary can be besides a test.
-var processes = map[string]func(args []string){}

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-go/crossfade/internal/reexec"
 	"github.com/crossfade-go/crossfade/internal/rendezvous"
 )
 
@@ -64,21 +64,14 @@ func inherits(f *os.File) option {
 
 func start(t *testing.T, name string, args []string, options ...option) *process {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self, args...)
-	// The race detector sleeps for a second at exit, in case of a late report.
-	cmd.Env = append(os.Environ(), processVariable+"="+name, "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
-	cmd.Stderr = os.Stderr
+	cmd := reexec.Command(name, args...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	for _, o := range options {
 		o(cmd)
 	}
 	if cmd.SysProcAttr.Credential != nil {
-		cmd.Path = copyFor(t, self)
+		cmd.Path = reexec.Copy(t)
 	}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -94,29 +87,6 @@ func start(t *testing.T, name string, args []string, options ...option) *process
 	p := &process{t: t, cmd: cmd, stdin: stdin, lines: bufio.NewScanner(stdout)}
 	t.Cleanup(p.stop)
 	return p
-}
-
-// copyFor copies the test binary to where every user may execute it.
-func copyFor(t *testing.T, self string) string {
-	t.Helper()
-	src, err := os.Open(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	// A child that another goroutine forks while dst is open would keep it
-	// open for an instant, and exec would say ETXTBSY.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	dst, err := os.OpenFile(filepath.Join(tempDir(t), "test"), os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = io.Copy(dst, src)
-	if err := errors.Join(err, dst.Chmod(0o755), dst.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return dst.Name()
 }
 
 // tempDir is a fresh directory with a short name that every user may enter. The
@@ -178,9 +148,10 @@ func (p *process) end() {
 	p.cmd.Wait()
 }
 
-// place of a process is: path, mode, group, umask and, where it matters, whether the
-// directory is trusted.
-func placeOf(args []string) rendezvous.Place {
+// place is that of this process. Its arguments are: path, mode, group, umask and, where
+// it matters, whether the directory is trusted.
+func place() rendezvous.Place {
+	args := os.Args[1:]
 	mode, err := strconv.ParseUint(args[1], 8, 32)
 	if err != nil {
 		panic(err)
@@ -196,20 +167,20 @@ func placeOf(args []string) rendezvous.Place {
 func plain(path string) []string { return []string{path, "0", "", "022"} }
 
 // processClaim claims and keeps.
-func processClaim(args []string) {
+func processClaim() {
 	ctx, cancel := context.WithTimeout(context.Background(), generous)
 	defer cancel()
-	conn, claim, err := rendezvous.Find(ctx, placeOf(args))
+	conn, claim, err := rendezvous.Find(ctx, place())
 	fmt.Println(outcome(conn != nil, claim != nil, err))
 	io.Copy(io.Discard, os.Stdin)
 	runtime.KeepAlive(claim)
 }
 
 // processFind looks once and says what it found.
-func processFind(args []string) {
+func processFind() {
 	ctx, cancel := context.WithTimeout(context.Background(), generous)
 	defer cancel()
-	conn, claim, err := rendezvous.Find(ctx, placeOf(args))
+	conn, claim, err := rendezvous.Find(ctx, place())
 	fmt.Println(outcome(conn != nil, claim != nil, err))
 	if claim != nil {
 		claim.Unlink()
@@ -230,7 +201,7 @@ func outcome(connected, claimed bool, err error) string {
 
 // processRounds starts anew for each line it reads: "go" finds and reports with
 // the pid that it reached, "release" and "unlink" end that in either way.
-func processRounds(args []string) {
+func processRounds() {
 	var end func(unlink bool)
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		if in.Text() != "go" {
@@ -239,7 +210,7 @@ func processRounds(args []string) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), generous)
-		conn, claim, err := rendezvous.Find(ctx, placeOf(args))
+		conn, claim, err := rendezvous.Find(ctx, place())
 		cancel()
 		switch {
 		case err != nil:
@@ -270,8 +241,8 @@ func processRounds(args []string) {
 }
 
 // processHoldLock has the lock and serves nobody.
-func processHoldLock(args []string) {
-	f, err := os.OpenFile(args[0]+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+func processHoldLock() {
+	f, err := os.OpenFile(os.Args[1]+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		panic(err)
 	}
@@ -285,7 +256,7 @@ func processHoldLock(args []string) {
 
 // processKnock connects to path and to its temporary name over and over until
 // its input ends, then tells how often each result came.
-func processKnock(args []string) {
+func processKnock() {
 	var connected, denied, other int
 	stop := make(chan struct{})
 	go func() {
@@ -294,13 +265,13 @@ func processKnock(args []string) {
 	}()
 	fmt.Println("knocking")
 	for {
-		for _, path := range []string{args[0], args[0] + "~/s"} {
+		for _, path := range []string{os.Args[1], os.Args[1] + "~/s"} {
 			conn, err := net.Dial("unix", path)
 			switch {
 			case err == nil:
 				connected++
 				conn.Close()
-			case errors.Is(err, syscall.EACCES) && path == args[0]:
+			case errors.Is(err, syscall.EACCES) && path == os.Args[1]:
 				denied++
 			default:
 				other++

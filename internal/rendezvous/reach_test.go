@@ -21,10 +21,10 @@ import (
 func init() { processes["reach"] = processReach }
 
 // processReach asks for the owner as a controller does.
-func processReach(args []string) {
+func processReach() {
 	ctx, cancel := context.WithTimeout(context.Background(), generous)
 	defer cancel()
-	conn, err := rendezvous.Reach(ctx, placeOf(args))
+	conn, err := rendezvous.Reach(ctx, place())
 	if errors.Is(err, rendezvous.ErrNoOwner) {
 		err = fmt.Errorf("nobody: %w", err)
 	}

@@ -130,10 +130,10 @@ func init() {
 	processes["hand-over"] = processHandOver
 }
 
-func processHandOver(args []string) {
+func processHandOver() {
 	ctx, cancel := context.WithTimeout(context.Background(), generous)
 	defer cancel()
-	_, claim, err := rendezvous.Find(ctx, placeOf(args))
+	_, claim, err := rendezvous.Find(ctx, place())
 	fmt.Println(outcome(false, claim != nil, err))
 	l, err := scm.NewListener(claim.Listener())
 	if err != nil {
@@ -197,8 +197,8 @@ func TestReadOnlyMount(t *testing.T) {
 
 // processFindReadOnly runs in a mount namespace of its own, where it mounts the
 // directory over itself, read-only.
-func processFindReadOnly(args []string) {
-	dir := filepath.Dir(args[0])
+func processFindReadOnly() {
+	dir := filepath.Dir(os.Args[1])
 	err := errors.Join(
 		syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""),
 		syscall.Mount(dir, dir, "", syscall.MS_BIND, ""),
@@ -208,7 +208,7 @@ func processFindReadOnly(args []string) {
 		fmt.Println("no mount in a namespace: ", err)
 		os.Exit(0)
 	}
-	processFind(args)
+	processFind()
 }
 
 func TestReachAFullBacklog(t *testing.T) {

@@ -27,12 +27,12 @@ func init() {
 }
 
 // processServe listens at a path by no rules, and tells how much it was told.
-func processServe(args []string) {
-	l, err := net.Listen("unix", args[0])
+func processServe() {
+	l, err := net.Listen("unix", os.Args[1])
 	if err != nil {
 		panic(err)
 	}
-	if err := os.Chmod(args[0], 0o666); err != nil {
+	if err := os.Chmod(os.Args[1], 0o666); err != nil {
 		panic(err)
 	}
 	go func() {
@@ -52,7 +52,7 @@ func processServe(args []string) {
 
 // processListenOn calls listen(2) on descriptor 3, so that the kernel names it as
 // whoever listens.
-func processListenOn([]string) {
+func processListenOn() {
 	fd := scm.NewFD(3)
 	if err := fd.Listen(16); err != nil {
 		panic(err)
@@ -326,8 +326,8 @@ func TestWhoListens(t *testing.T) {
 
 // processPlant puts sockets and links of its own at a path, and takes them away, over
 // and over, until its input ends.
-func processPlant(args []string) {
-	path, other := args[0], args[1]
+func processPlant() {
+	path, other := os.Args[1], os.Args[2]
 	done := make(chan struct{})
 	go func() {
 		io.Copy(io.Discard, os.Stdin)

@@ -1,6 +1,0 @@
-//go:build !linux
-
-package flood
-
-// Main is no process here.
-func Main([]string) int { return 2 }
