@@ -111,6 +111,10 @@ func setUpMachine(env *testscript.Env) error {
 	if err := os.Mkdir(wrappers, 0o755); err != nil {
 		return err
 	}
+	// What another script starts meanwhile would have a file open for writing until its
+	// exec, and as long as anybody has, nobody can execute it.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for _, name := range append(inside, "inside") { // inside COMMAND... is for all others
 		text := fmt.Sprintf("#!/bin/sh\nexec %s %s \"$@\"\n", strings.Join(m.Enter(), " "), strings.TrimPrefix(name, "inside"))
 		if err := os.WriteFile(filepath.Join(wrappers, name), []byte(text), 0o755); err != nil {

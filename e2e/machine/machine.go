@@ -187,6 +187,8 @@ func (m *Machine) WriteFile(path string, text []byte, mode fs.FileMode) error {
 	if err := root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
+	syscall.ForkLock.RLock() // else whatever is started meanwhile has it open, and it cannot be executed
+	defer syscall.ForkLock.RUnlock()
 	f, err := root.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode)
 	if err != nil {
 		return err
