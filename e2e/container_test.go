@@ -121,6 +121,7 @@ func containerMain() error {
 			return err
 		}
 		if !*always || told {
+			logger.Info("ended", "container", name, "status", status(state))
 			os.Exit(status(state))
 		}
 		logger.Info("restarts", "container", name, "count", count, "status", status(state))
@@ -235,6 +236,13 @@ func containerInit() error {
 	syscall.Umask(c.Umask)
 	if err := errors.Join(syscall.Setgroups(c.Groups), syscall.Setgid(c.GID), syscall.Setuid(c.UID)); err != nil {
 		return fmt.Errorf("the user: %w", err)
+	}
+	// One that is told to end before it has asked for the signal would end half-way
+	// through taking the service over, as if it had crashed. The signal waits until then.
+	held := new(unix.Sigset_t)
+	held.Val[0] = 1 << (syscall.SIGTERM - 1)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, held, nil); err != nil {
+		return os.NewSyscallError("pthread_sigmask", err)
 	}
 	return fmt.Errorf("%s: %w", c.Command[0], syscall.Exec(c.Command[0], c.Command, c.Env))
 }

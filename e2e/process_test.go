@@ -207,10 +207,14 @@ func (s *script) end() {
 			_, _ = s.load.stop(true) // the script did not ask for it
 		}
 	}()
-	if s.tb.Failed() {
-		for _, p := range s.started {
-			s.tb.Logf("%q has printed:\n%s", p.cmd.Args, p.printed())
+	defer func() {
+		if s.tb.Failed() {
+			for _, p := range s.started {
+				s.tb.Logf("%q has printed:\n%s", p.cmd.Args, p.printed())
+			}
 		}
+	}()
+	if s.tb.Failed() {
 		return
 	}
 	s.checkStrays()
