@@ -40,7 +40,7 @@ main() {
 	ln -sfn "releases/$1" "$root/$new.new"
 	mv -T "$root/$new.new" "$root/$new"
 	systemctl reset-failed "app@$new" 2>/dev/null || true # it may not be known yet
-	systemctl start "app@$new" || failed "$new" 'has not started'
+	systemctl start "app@$new" || given_up "$new"
 	healthy || give_back "$new"
 	crossfade settle
 	[[ -z $old ]] || systemctl --quiet disable "app@$old"
@@ -72,6 +72,14 @@ healthy() {
 give_back() {
 	crossfade rollback || fail 9 "app@$1 is not healthy, and has not given the service back: crossfade status"
 	failed "$1" 'is not healthy'
+}
+
+# given_up is for a unit that has not started. Restart= would try it again and again, also
+# when this is over, and into the next deployment. One that has the service by now is on
+# probation, and gives it back.
+given_up() {
+	systemctl stop "app@$1"
+	failed "$1" 'has not started'
 }
 
 # failed ends a deployment that has come to nothing.
