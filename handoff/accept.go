@@ -289,17 +289,17 @@ func (s *Server) discardUntil(changed <-chan struct{}, l *link) (left bool) {
 // serveController answers the one request of a controller. One that has left before it
 // was answered, as a tool does that has seen enough, is no news.
 func (s *Server) serveController(ctx context.Context, g *guest) error {
+	const step = "ControlRequest"
 	l, peer := g.link, g.peer
-	paid := sync.OnceFunc(s.owe())
+	hearing, done := s.hearUntil(ctx, &s.asking, step) // the time of Hello is this one's too
+	defer done()
+	paid := sync.OnceFunc(s.owe()) // after that: whoever is waited for is told
 	defer paid()
 	welcome := &pb.Welcome{Version: Version, Predecessor: processToWire(s.process())}
 	if err := l.send(&pb.ServerMessage{Message: &pb.ServerMessage_Welcome{Welcome: welcome}}); err != nil {
 		s.log.Debug("a controller could not be welcomed", "peer", peerName(peer), "err", err)
 		return nil
 	}
-	const step = "ControlRequest"
-	hearing, done := s.hearUntil(ctx, &s.asking, step) // the time of Hello is this one's too
-	defer done()
 	m := new(pb.ClientMessage)
 	_, err := l.next(hearing, m)
 	if lost(err) {

@@ -50,7 +50,8 @@ func changes(r *pb.ControlRequest) bool {
 	return r.GetStatus() == nil && r.GetWatch() == nil && r.GetCheck() == nil
 }
 
-// answer serves one request of peer, which may make it, and is no watch. ctx bounds what a request may not take long for.
+// answer serves one request of peer, which may make it, and is no watch. ctx bounds
+// what a request may not take long for.
 func (s *Server) answer(ctx context.Context, l *link, peer *scm.Peer, r *pb.ControlRequest) error {
 	switch {
 	case r.GetStatus() != nil:

@@ -425,7 +425,8 @@ func (s *Server) Finish() { s.finishOnce.Do(func() { close(s.finished) }) }
 
 // Close stops serving the control listener and ends every connection that is
 // no attempt's: who has not asked yet is not heard, and told so once it was welcomed;
-// who has gets an answer, unless that takes longer than a moment. It returns when their goroutines have.
+// who has gets an answer, unless that takes longer than a moment. It returns when their
+// goroutines have.
 func (s *Server) Close() {
 	s.closeControl()
 	s.endHearing(errLeaving)
