@@ -392,44 +392,34 @@ func TestRunPolicy(t *testing.T) {
 // TestRunOwnerLeaves: what becomes of the owner while the new process initialises.
 func TestRunOwnerLeaves(t *testing.T) {
 	t.Parallel()
-	t.Run("stops", func(t *testing.T) {
-		t.Parallel()
-		s := newStage(t)
-		old := s.first()
-		d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
-		release := s.arrived()
-		s.awaitWatch(d.cmd.Process.Pid)
-		s.signal(old.PID, syscall.SIGTERM)
-		s.awaitGone(old.PID)
-		release()
-		o := d.wait()
-		s.wantExit(o, 10)
-		if o.Failure == nil || !strings.Contains(o.Reason, "stopping") {
-			t.Errorf("%+v", o)
-		}
-	})
-	t.Run("stops, and all is over when the tool looks", func(t *testing.T) {
-		t.Parallel()
-		s := newStage(t)
-		old := s.first()
-		d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
-		release := s.arrived()
-		s.awaitWatch(d.cmd.Process.Pid)
-		s.freeze(d.cmd.Process.Pid)
-		both := s.pids()
-		s.signal(old.PID, syscall.SIGTERM)
-		s.awaitGone(old.PID)
-		release()
-		for _, pid := range both {
-			s.awaitGone(pid)
-		}
-		s.signal(d.cmd.Process.Pid, syscall.SIGCONT)
-		o := d.wait()
-		s.wantExit(o, 10)
-		if o.Failure == nil || !strings.Contains(o.Reason, "stopping") {
-			t.Errorf("%+v", o)
-		}
-	})
+	for name, late := range map[string]bool{"stops": false, "stops, and all is over when the tool looks": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStage(t)
+			old := s.first()
+			d := s.prepare(nil, s.service("v2", "-do", "hold@offered")).start()
+			release := s.arrived()
+			s.awaitWatch(d.cmd.Process.Pid)
+			both := s.pids()
+			if late {
+				s.freeze(d.cmd.Process.Pid)
+			}
+			s.signal(old.PID, syscall.SIGTERM)
+			s.awaitGone(old.PID)
+			release()
+			if late {
+				for _, pid := range both {
+					s.awaitGone(pid)
+				}
+				s.signal(d.cmd.Process.Pid, syscall.SIGCONT)
+			}
+			o := d.wait()
+			s.wantExit(o, 10)
+			if o.Failure == nil || !strings.Contains(o.Reason, "stopping") {
+				t.Errorf("%+v", o)
+			}
+		})
+	}
 	t.Run("dies", func(t *testing.T) {
 		t.Parallel()
 		s := newStage(t)
