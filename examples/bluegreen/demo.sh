@@ -133,6 +133,7 @@ start_load() {
 }
 
 # await_answers returns when the server has answered enough for its turn to count.
+# Lines of the others, which have gone on until then, are passed over.
 await_answers() {
 	line=''
 	while [[ $line != "$server" ]]; do
@@ -169,7 +170,7 @@ replace_server() {
 }
 
 # try_server starts a version on probation, and stops it when it has served for a
-# while. The predecessor, which has stood by, serves again.
+# while. The predecessor, which has stood by, serves again, for a while at least.
 try_server() {
 	local predecessor=$server
 	if [[ -n $cold ]]; then
@@ -182,6 +183,7 @@ try_server() {
 	echo "$1, pid $server, is sent away again: its predecessor, pid $predecessor, resumes"
 	end "$server" 'the server on probation'
 	server=$predecessor
+	await_answers
 }
 
 # end asks a process to stop and waits for it.

@@ -257,7 +257,7 @@ func (s *shared) answered(pid int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tally[pid]++
-	if s.tally[pid] == s.tell {
+	if s.tell > 0 && s.tally[pid]%s.tell == 0 {
 		fmt.Println(pid)
 	}
 }
