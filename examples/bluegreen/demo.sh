@@ -132,8 +132,8 @@ start_load() {
 	load=$!
 }
 
-# await_answers returns when the server has answered enough for its turn to count.
-# Lines of the others, which have gone on until then, are passed over.
+# await_answers returns when the server has answered enough for its turn to count, or,
+# if it had before, new connections again.
 await_answers() {
 	line=''
 	while [[ $line != "$server" ]]; do
@@ -170,7 +170,7 @@ replace_server() {
 }
 
 # try_server starts a version on probation, and stops it when it has served for a
-# while. The predecessor, which has stood by, serves again, for a while at least.
+# while. The predecessor, which has stood by, serves again.
 try_server() {
 	local predecessor=$server
 	if [[ -n $cold ]]; then

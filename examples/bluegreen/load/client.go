@@ -41,9 +41,10 @@ type shared struct {
 	slow    time.Duration
 	tell    int
 
-	mu    sync.Mutex
-	left  int         // requests that may still be made
-	tally map[int]int // answers by pid
+	mu     sync.Mutex
+	left   int         // requests that may still be made
+	tally  map[int]int // answers by pid
+	newest int         // the pid that answered on the last new connection
 }
 
 // outcome is a request and what is needed to judge it.
@@ -213,7 +214,7 @@ func (c *client) receive(m *message) error {
 	if c.fresh || resp.Close {
 		c.hangUp()
 	}
-	c.answered(reply.PID)
+	c.answered(reply.PID, c.fresh)
 	return nil
 }
 
@@ -252,12 +253,16 @@ func (s *shared) take() bool {
 	return s.left >= 0
 }
 
-// answered counts an answer of the server pid.
-func (s *shared) answered(pid int) {
+// answered counts an answer of the server pid, on a new connection or on another.
+func (s *shared) answered(pid int, fresh bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tally[pid]++
-	if s.tell > 0 && s.tally[pid]%s.tell == 0 {
+	returned := fresh && pid != s.newest && s.tally[pid] > s.tell
+	if fresh {
+		s.newest = pid
+	}
+	if s.tell > 0 && (returned || s.tally[pid] == s.tell) {
 		fmt.Println(pid)
 	}
 }

@@ -50,7 +50,7 @@ func main() {
 	flag.DurationVar(&opts.slow, "slow", 100*time.Millisecond, "how long the slow requests ask the handler to take")
 	flag.StringVar(&opts.journal, "journal", "", "the servers' journal, which tells what was in flight (a `file`)")
 	flag.StringVar(&opts.report, "report", "", "`file` to write the report to")
-	flag.IntVar(&opts.tell, "tell", 0, "print the pid of a server whenever it has answered so many requests more")
+	flag.IntVar(&opts.tell, "tell", 0, "print the pid of each server once it has answered so many requests, and when it gets new connections again after another has")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
